@@ -1,0 +1,42 @@
+"""The protocols between the layers. Imports nothing of lmfs, nothing heavy.
+
+A *lane* is one chunk being coded; engines and codecs take many lanes in lockstep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Engine(Protocol):
+    """Runs one model: integer logits for the next token, for many lanes at once."""
+
+    def start(self, lanes: int) -> Any:
+        """The state of `lanes` lanes before their first token."""
+
+    def step(
+        self, state: Any, tokens: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int16], Any]:
+        """tokens (lanes,) -> logits (lanes, vocab) in 1/64 nat, and the state after them."""
+
+    def sequence(
+        self, state: Any, tokens: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int16], Any]:
+        """tokens (lanes, time) -> logits (lanes, time, vocab), and the state; equals `step`."""
+
+    def select(self, state: Any, lanes: NDArray[np.int64]) -> Any:
+        """The state of these lanes only, in this order."""
+
+
+class Codec(Protocol):
+    """Chunk bytes to a blob and back; always a batch of chunks."""
+
+    def encode(self, chunks: Sequence[bytes]) -> list[bytes]:
+        """One blob a chunk. Chunks are not empty."""
+
+    def decode(self, blobs: Sequence[bytes], sizes: Sequence[int]) -> list[bytes]:
+        """The chunks of `sizes` bytes each; raises DamagedError where a blob cannot be one."""
