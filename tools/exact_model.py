@@ -118,9 +118,19 @@ def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     return torch.floor(scaled + 0.5).clamp(WEIGHT_MIN, WEIGHT_MAX), exponent
 
 
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value: Tensor, quantised: Tensor) -> Tensor:
+        return quantised.clone()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return grad, None
+
+
 def straight_through(value: Tensor, quantised: Tensor) -> Tensor:
-    """`quantised` going forward, the identity going back."""
-    return value + (quantised - value).detach()
+    """`quantised` going forward, to the last bit; the identity going back."""
+    return _StraightThrough.apply(value, quantised)
 
 
 class Linear(nn.Module):
@@ -237,22 +247,21 @@ class Layer(nn.Module):
         g = clip(self.out_gate(s, q), OUT_GATE_BITS, -OUT_GATE_MAX, OUT_GATE_MAX, q)
         h = _Scan.apply(u, c, state[1], q)
         y = clip(h * g, MIXED_BITS, -MIXED_MAX, MIXED_MAX, q)
-        x = _residual(x + _on_residual_grid(self.out(y, q), q), q)
+        x = _add_residual(x, self.out(y, q), q)
         n2 = norm(x, q)
         s2 = self.shift_channel(n2, state[2], q)
         z = clip(self.up(s2, q), HIDDEN_BITS, 0, HIDDEN_MAX, q)
         r = clip(z * z, SQUARE_BITS, 0, SQUARE_MAX, q)
-        x = _residual(x + _on_residual_grid(self.down(r, q), q), q)
+        x = _add_residual(x, self.down(r, q), q)
         return x, [n[:, -1].detach(), h[:, -1].detach(), n2[:, -1].detach()]
 
 
-def _on_residual_grid(x: Tensor, quantised: bool) -> Tensor:
-    return clip(x, RESIDUAL_BITS, -RESIDUAL_MAX, RESIDUAL_MAX, True) if quantised else x
-
-
-def _residual(x: Tensor, quantised: bool) -> Tensor:
-    bound = RESIDUAL_MAX / 2.0**RESIDUAL_BITS
-    return x.clamp(-bound, bound) if quantised else x
+def _add_residual(x: Tensor, update: Tensor, quantised: bool) -> Tensor:
+    if not quantised:
+        return x + update
+    scale = 2.0**RESIDUAL_BITS
+    on_grid = straight_through(update, torch.floor(update * scale + 0.5) / scale)
+    return (x + on_grid).clamp(-RESIDUAL_MAX / scale, RESIDUAL_MAX / scale)
 
 
 class ExactModel(nn.Module):

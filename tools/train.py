@@ -6,8 +6,8 @@ falls linearly to zero over the last part. Each row of a batch is a stream of wi
 one piece of text; the recurrent state is carried from window to window and starts at
 zero with each piece, as a decoder starts with each chunk.
 
-    python -m lmfs_tools.corpus prepare CORPUS VOCAB.json WORK    (once)
-    python -m lmfs_tools.train WORK --tokens 40e6                 (again to resume)
+    python -m lmfs_tools.corpus CORPUS VOCAB.json WORK    (once)
+    python -m lmfs_tools.train WORK --tokens 40e6         (again to resume)
 
 Writes WORK/checkpoint.pt every few minutes, WORK/log.jsonl, WORK/best.pt at the end.
 """
@@ -96,10 +96,10 @@ class Settings:
     rows: int = 12
     micro_rows: int = 4  # rows a forward pass: fits the cache
     warmup_steps: int = 20
-    lr_matrix: float = 0.02
-    lr_embed: float = 0.01
-    lr_head: float = 0.003
-    lr_vector: float = 0.005
+    lr_matrix: float = 0.04
+    lr_embed: float = 0.02
+    lr_head: float = 0.006
+    lr_vector: float = 0.01
     seed: int = 1
 
 
@@ -163,14 +163,16 @@ def main() -> None:
     parser.add_argument("--save-every", type=float, default=180, metavar="SECONDS")
     parser.add_argument("--evaluate-every", type=float, default=900, metavar="SECONDS")
     parser.add_argument("--stop-after", type=float, default=1e9, metavar="SECONDS")
-    for field in dataclasses.fields(Settings):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default))
+    for field in (*dataclasses.fields(Settings), *dataclasses.fields(Shape)):
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default
+        )
     args = parser.parse_args()
-    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Settings)}
-    s = Settings(**{k: v for k, v in given.items() if v is not None})
+    s = Settings(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Settings)})
+    shape = Shape(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Shape)})
     torch.set_num_threads(args.threads)
     torch.manual_seed(s.seed)
-    model = ExactModel(Shape())
+    model = ExactModel(shape)
     both = optimizers(model, s)
     step, seen = 0, 0
     saved = args.work / "checkpoint.pt"

@@ -1,0 +1,20 @@
+"""The codec that changes nothing: what no other codec makes smaller is stored as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lmfs.errors import DamagedError
+
+
+class RawCodec:
+    """A blob is the chunk. Any thread may use one."""
+
+    def encode(self, chunks: Sequence[bytes]) -> list[bytes]:
+        return list(chunks)
+
+    def decode(self, blobs: Sequence[bytes], sizes: Sequence[int]) -> list[bytes]:
+        for blob, size in zip(blobs, sizes, strict=True):
+            if len(blob) != size:
+                raise DamagedError("raw blob", expected=f"{size} bytes", got=len(blob))
+        return list(blobs)

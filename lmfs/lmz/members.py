@@ -1,0 +1,238 @@
+"""The members of a file, and their chunks by number.
+
+Owns: how members are found from a file's end, and the way from a chunk's number to its bytes.
+No cache and no position: any thread may use what is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from lmfs.container import (
+    CHECKSUM_BYTES,
+    HEADER_PREFIX,
+    MAX_TRAILER_BYTES,
+    Coding,
+    Header,
+    Kind,
+    Trailer,
+    header_length,
+    parse_header,
+    parse_trailer,
+)
+from lmfs.errors import DamagedError
+from lmfs.layout import Layout, parse_index
+from lmfs.lmz.frames import BATCH_BYTES, BATCH_CHUNKS, Frame, FrameDecoder
+from lmfs.lmz.source import FileSource
+
+
+@dataclass(frozen=True)
+class Member:
+    """One member of a file; offsets in `layout` count from `offset`."""
+
+    header: Header
+    layout: Layout
+    content_hash: bytes
+    offset: int  # of the member in the file
+    stored_bytes: int
+    start: int = 0  # of its decoded bytes in the whole
+    first_chunk: int = 0  # the number, in the whole, of its first chunk
+
+    @property
+    def kind(self) -> Kind:
+        return self.header.kind
+
+    @property
+    def store_id(self) -> bytes | None:
+        return self.header.store_id
+
+    @property
+    def codings(self) -> tuple[Coding, ...]:
+        return self.header.codings
+
+    @property
+    def size(self) -> int:
+        return self.layout.size
+
+
+def read_members(source: FileSource) -> list[Member]:
+    """The members of a file, found from its end.
+
+    raises: FormatError, VersionError, DamagedError
+    """
+    where = source.name or None
+    header_length(source.pread(min(source.size, HEADER_PREFIX.size), 0), where)
+    found: list[Member] = []
+    end = source.size
+    while end:
+        found.append(_read_member(source, end, where))
+        end = found[-1].offset
+    return in_order(found[::-1])
+
+
+def in_order(members: Sequence[Member]) -> list[Member]:
+    """These members, one behind the other: each with its place in the whole."""
+    placed: list[Member] = []
+    start = first_chunk = 0
+    for member in members:
+        placed.append(replace(member, start=start, first_chunk=first_chunk))
+        start += member.size
+        first_chunk += len(member.layout.starts)
+    return placed
+
+
+def read_trailer(source: FileSource, end: int, where: object) -> Trailer:
+    """The trailer that ends at `end`; the lengths it states fit into the file.
+
+    raises: DamagedError
+    """
+    tail = min(end, MAX_TRAILER_BYTES)
+    trailer = parse_trailer(source.pread(tail, end - tail), where)
+    least = HEADER_PREFIX.size + trailer.index_bytes + trailer.packed_bytes
+    if not least <= trailer.member_bytes <= end:
+        raise DamagedError(
+            "member length", where=where, expected=f"{least} to {end}", got=trailer.member_bytes
+        )
+    return trailer
+
+
+def _read_member(source: FileSource, end: int, where: object) -> Member:
+    trailer = read_trailer(source, end, where)
+    offset = end - trailer.member_bytes
+    length = header_length(source.pread(HEADER_PREFIX.size, offset), where)
+    frames_end = trailer.member_bytes - trailer.packed_bytes - trailer.index_bytes
+    if length > frames_end:
+        raise DamagedError("header length", where=where, expected=f"to {frames_end}", got=length)
+    header_bytes = source.pread(length, offset)
+    header = parse_header(header_bytes, where)
+    section = source.pread(trailer.index_bytes, offset + frames_end)
+    return matched_member(trailer, header, header_bytes, section, offset, where)
+
+
+def matched_member(
+    trailer: Trailer,
+    header: Header,
+    header_bytes: bytes,
+    section: bytes,
+    offset: int,
+    where: object,
+) -> Member:
+    """A member of parts that must belong together.
+
+    raises: DamagedError, VersionError
+    """
+    if (
+        header.kind is not trailer.kind
+        or header.store_id != trailer.store_id
+        or int.from_bytes(header_bytes[-CHECKSUM_BYTES:], "little") != trailer.header_checksum
+    ):
+        raise DamagedError("header and trailer are not of one member", where=where)
+    frames_end = trailer.member_bytes - trailer.packed_bytes - trailer.index_bytes
+    index = parse_index(section, header, header_bytes, frames_end, where)
+    if index.layout.size != trailer.size:
+        raise DamagedError(
+            "decoded size", where=where, expected=trailer.size, got=index.layout.size
+        )
+    return Member(header, index.layout, index.content_hash, offset, trailer.member_bytes)
+
+
+class Chunks:
+    """All chunks of a file's members, by number; decodes them in batches."""
+
+    def __init__(
+        self,
+        source: FileSource,
+        members: Sequence[Member],
+        model_search: Sequence[Path] = (),
+        *,
+        trust_index: bool = False,
+    ) -> None:
+        """
+        trust_index: decode a chunk even where its frame's head and the index differ
+        """
+        self._source = source
+        self._members = members
+        self._trust_index = trust_index
+        self._decoder = FrameDecoder(model_search, source.name or None)
+        none = np.zeros(0, np.int64)
+        self.starts = np.concatenate([none, *(m.layout.starts + m.start for m in members)])
+        self.sizes = np.concatenate([none, *(m.layout.sizes for m in members)])
+        self._member_numbers = np.repeat(
+            np.arange(len(members)), [len(m.layout.starts) for m in members]
+        )
+        self.size = sum(member.size for member in members)
+        largest = max((m.header.chunk_size for m in members), default=1)
+        self._batch_chunks = max(1, min(BATCH_CHUNKS, BATCH_BYTES // largest))
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def at(self, offset: int) -> int:
+        """The number of the chunk that holds this byte of the whole."""
+        return int(np.searchsorted(self.starts, offset, side="right")) - 1
+
+    def batches(self, indices: Sequence[int]) -> Iterator[Sequence[int]]:
+        """These numbers, in batches that fit in memory."""
+        for at in range(0, len(indices), self._batch_chunks):
+            yield indices[at : at + self._batch_chunks]
+
+    def decode(self, indices: Sequence[int]) -> list[bytes | DamagedError]:
+        """These chunks, or what is wrong with each."""
+        frames = self._read_frames(indices)
+        whole = [frame for frame in frames if isinstance(frame, Frame)]
+        decoded = iter(self._decoder.decode(whole))
+        return [next(decoded) if isinstance(frame, Frame) else frame for frame in frames]
+
+    def _read_frames(self, indices: Sequence[int]) -> list[Frame | DamagedError]:
+        frames: list[Frame | DamagedError] = []
+        at = 0
+        while at < len(indices):
+            # Frames that lie side by side are read at once.
+            stop = at + 1
+            while stop < len(indices) and self._adjoin(indices[stop - 1], indices[stop]):
+                stop += 1
+            first, last = self._extent(indices[at])[0], self._extent(indices[stop - 1])[1]
+            stored = self._source.pread(last - first, first)
+            frames += [self._parse_frame(i, stored, first) for i in indices[at:stop]]
+            at = stop
+        return frames
+
+    def _extent(self, index: int) -> tuple[int, int]:
+        """Where a chunk's frame begins and ends in the file."""
+        member = self._members[self._member_numbers[index]]
+        i = index - member.first_chunk
+        blob = int(member.layout.blob_offsets[i])
+        return (
+            member.offset + int(member.layout.frame_offsets[i]),
+            member.offset + blob + int(member.layout.coded_sizes[i]),
+        )
+
+    def _adjoin(self, one: int, other: int) -> bool:
+        return self._extent(one)[1] == self._extent(other)[0]
+
+    def _parse_frame(self, index: int, stored: bytes, first: int) -> Frame | DamagedError:
+        member = self._members[self._member_numbers[index]]
+        layout, i = member.layout, index - member.first_chunk
+        begin, end = (offset - first for offset in self._extent(index))
+        blob_at = member.offset + int(layout.blob_offsets[i]) - first
+        head_at = int(layout.head_starts[i])
+        head = stored[begin : blob_at - CHECKSUM_BYTES]
+        if not self._trust_index and head != layout.heads[head_at : head_at + len(head)]:
+            return self._decoder.damage(
+                int(self.starts[index]),
+                int(layout.sizes[i]),
+                first + begin,
+                "the frame's head and the index differ",
+            )
+        return Frame(
+            coding=member.codings[layout.codings[i]],
+            size=int(layout.sizes[i]),
+            start=int(layout.starts[i]),
+            checksum=int.from_bytes(stored[blob_at - CHECKSUM_BYTES : blob_at], "little"),
+            blob=stored[blob_at:end],
+            offset=first + begin,
+        )

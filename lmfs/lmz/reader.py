@@ -1,0 +1,301 @@
+"""Reads a container at any offset.
+
+Owns: members, the mapping of offsets to chunks, decoding ahead, and verifying. Needs a file that
+can seek (`stream` reads the others). `pread`, `read_chunks` and the properties are for any
+thread; `read`, `seek` and `tell` share one position and are for one thread at a time.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from blake3 import blake3
+
+from lmfs.container import CHECKSUM_BYTES, Kind, checksum
+from lmfs.errors import DamagedError, FormatError, UsageError
+from lmfs.lmz.cache import ChunkCache
+from lmfs.lmz.members import Chunks, Member, read_members
+from lmfs.lmz.source import FileSource
+
+READ_AHEAD_CHUNKS = 32
+DEFAULT_CACHE_BYTES = 32 * 1024 * 1024
+
+_reader_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class CodecStatistics:
+    """What one codec made of its chunks."""
+
+    chunks: int = 0
+    bytes_before: int = 0
+    bytes_after: int = 0
+
+
+class LmzReader(io.BufferedIOBase):
+    """A seekable binary file object over a container."""
+
+    def __init__(
+        self,
+        file: BinaryIO | str | os.PathLike[str],
+        *,
+        store_id: bytes | None = None,
+        model_search: Sequence[Path] = (),
+        cache: ChunkCache | None = None,
+    ) -> None:
+        """
+        file: a path, or a file object that can seek; its position may move, it is not closed
+        store_id: read a frozen file of this store; without it, only archives are read
+        model_search: where to look for models before the usual places
+        cache: decoded chunks, shared with other readers; by default one of 32 MiB
+        raises: FormatError, VersionError, DamagedError, OSError
+        """
+        self._number = next(_reader_numbers)
+        self._cache = ChunkCache(DEFAULT_CACHE_BYTES) if cache is None else cache
+        self._source = FileSource(file)
+        try:
+            self._members = read_members(self._source)
+            self._check_kind(store_id)
+        except BaseException:
+            self._source.close()
+            raise
+        self.name = self._source.name
+        self._where = self.name or None
+        self._chunks = Chunks(self._source, self._members, model_search)
+        self._position = 0
+        self._decoding = threading.Lock()
+        self._expected_chunk = -1
+        self._ahead_chunks = 1
+
+    def _check_kind(self, store_id: bytes | None) -> None:
+        where = self._source.name or None
+        for member in self._members:
+            if store_id is None and member.kind is Kind.FROZEN:
+                raise FormatError(
+                    "a frozen file of a store, not an archive",
+                    where=where,
+                    do="read it through its mount, or `lmfs thaw` it",
+                )
+            if store_id is not None and member.store_id != store_id:
+                raise FormatError(
+                    "not a frozen file of this store",
+                    where=where,
+                    expected=f"store {store_id.hex()}",
+                    got="an archive" if member.store_id is None else member.store_id.hex(),
+                )
+
+    # -- what is in it
+
+    @property
+    def size(self) -> int:
+        """Decoded bytes."""
+        return self._chunks.size
+
+    @property
+    def stored_bytes(self) -> int:
+        """The length of the file."""
+        return self._source.size
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        return tuple(self._members)
+
+    @property
+    def chunk_count(self) -> int:
+        return len(self._chunks)
+
+    def statistics(self) -> dict[str, CodecStatistics]:
+        """For each codec that is used ("raw", "zstd", "lm"): chunks, bytes before and after."""
+        totals: dict[str, CodecStatistics] = {}
+        for member in self._members:
+            layout = member.layout
+            for number, coding in enumerate(member.codings):
+                of_it = layout.codings == number
+                old = totals.get(coding.codec.name.lower(), CodecStatistics())
+                totals[coding.codec.name.lower()] = CodecStatistics(
+                    old.chunks + int(of_it.sum()),
+                    old.bytes_before + int(layout.sizes[of_it].sum()),
+                    old.bytes_after + int(layout.coded_sizes[of_it].sum()),
+                )
+        return {name: total for name, total in totals.items() if total.chunks}
+
+    # -- chunks
+
+    def read_chunks(self, indices: Sequence[int]) -> list[bytes]:
+        """These chunks of the whole file, decoded together.
+
+        raises: DamagedError for the first one that is damaged
+        """
+        for i in indices:
+            if not 0 <= i < self.chunk_count:
+                raise UsageError("chunk number", expected=f"0 to {self.chunk_count - 1}", got=i)
+        found = self._cache.find(self._number, dict.fromkeys(indices))
+        missing = [i for i in dict.fromkeys(indices) if i not in found]
+        for batch in self._chunks.batches(missing):
+            for i, chunk in zip(batch, self._chunks.decode(batch), strict=True):
+                found[i] = _or_raise(chunk)
+                self._cache.add(self._number, i, found[i])
+        return [found[i] for i in indices]
+
+    # -- bytes
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """Up to `size` bytes from `offset`, fewer only at the end; moves no position.
+
+        raises: DamagedError if a chunk that is needed is damaged; UnknownModelError
+        """
+        self._check_open()
+        if offset < 0:
+            raise UsageError("offset", expected="0 or more", got=offset)
+        end = self._chunks.size if size < 0 else min(self._chunks.size, offset + size)
+        if offset >= end:
+            return b""
+        first = self._chunks.at(offset)
+        last = self._chunks.at(end - 1) + 1
+        pieces = []
+        for batch in self._chunks.batches(range(first, last)):
+            for i, chunk in zip(batch, self._load(batch), strict=True):
+                start = int(self._chunks.starts[i])
+                pieces.append(chunk[max(0, offset - start) : end - start])
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _load(self, wanted: Sequence[int]) -> list[bytes]:
+        """Chunks that follow each other, from the cache or decoded, and more behind them."""
+        found = self._cache.find(self._number, wanted)
+        if len(found) < len(wanted):
+            # One at a time: whoever waits here mostly finds its chunk decoded ahead.
+            with self._decoding:
+                for i in wanted:
+                    if i not in found and self._cache.holds(self._number, i):
+                        found.update(self._cache.find(self._number, [i]))
+                missing = [i for i in wanted if i not in found]
+                if missing:
+                    batch = self._with_read_ahead(missing)
+                    for i, chunk in zip(batch, self._chunks.decode(batch), strict=True):
+                        if i in wanted:
+                            found[i] = _or_raise(chunk)
+                        if isinstance(chunk, bytes):
+                            self._cache.add(self._number, i, chunk)
+        return [found[i] for i in wanted]
+
+    def _with_read_ahead(self, missing: list[int]) -> list[int]:
+        """The missing chunks and, where reading has been sequential, some behind them."""
+        sequential = missing[0] == self._expected_chunk
+        self._ahead_chunks = min(2 * self._ahead_chunks, READ_AHEAD_CHUNKS) if sequential else 1
+        room = self._cache.max_bytes // 2
+        batch = list(missing)
+        room -= int(self._chunks.sizes[batch].sum())
+        following = missing[-1] + 1
+        while len(batch) < self._ahead_chunks and following < self.chunk_count:
+            room -= int(self._chunks.sizes[following])
+            if room < 0 or self._cache.holds(self._number, following):
+                break
+            batch.append(following)
+            following += 1
+        self._expected_chunk = following
+        return batch
+
+    def verify(self, progress: Callable[[int], None] | None = None) -> None:
+        """Decode everything, past the cache, and compare with what the container says of it.
+
+        progress: called with the number of bytes decoded since its last call
+        raises: DamagedError for the first thing that is wrong
+        """
+        self._check_open()
+        for member in self._members:
+            content = blake3()
+            count = len(member.layout.starts)
+            for batch in self._chunks.batches(
+                range(member.first_chunk, member.first_chunk + count)
+            ):
+                for chunk in self._chunks.decode(batch):
+                    content.update(_or_raise(chunk))
+                    if progress is not None:
+                        progress(len(_or_raise(chunk)))
+            if content.digest() != member.content_hash:
+                raise DamagedError("content hash", where=self._where)
+            self._verify_sections(member)
+
+    def _verify_sections(self, member: Member) -> None:
+        for section in member.layout.sections:
+            at = member.offset + section.offset
+            stored = self._source.pread(CHECKSUM_BYTES, at - CHECKSUM_BYTES)
+            payload = self._source.pread(section.size, at)
+            if checksum(payload) != int.from_bytes(stored, "little"):
+                raise DamagedError(f"section of type {section.kind}", where=self._where)
+
+    # -- file object
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        self._check_open()
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._check_open()
+        bases = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._chunks.size}
+        if whence not in bases or bases[whence] + offset < 0:
+            raise UsageError("seek", expected="a position of 0 or more", got=(offset, whence))
+        self._position = bases[whence] + offset
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = self.pread(-1 if size is None else size, self._position)
+        self._position += len(data)
+        return data
+
+    def read1(self, size: int = -1) -> bytes:
+        """Up to `size` bytes, of one chunk."""
+        data = self.peek()
+        data = data if size < 0 else data[:size]
+        self._position += len(data)
+        return data
+
+    def peek(self, size: int = 0) -> bytes:
+        """The rest of the chunk at the position, at least a byte except at the end."""
+        self._check_open()
+        if self._position >= self._chunks.size:
+            return b""
+        chunk = self._chunks.at(self._position)
+        end = int(self._chunks.starts[chunk] + self._chunks.sizes[chunk])
+        return self.pread(end - self._position, self._position)
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        data = self.read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def readinto1(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        data = self.read1(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed and hasattr(self, "_decoding"):
+            self._source.close()
+            self._cache.forget(self._number)
+        super().close()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError("operation on a closed .lmz")
+
+
+def _or_raise(chunk: bytes | DamagedError) -> bytes:
+    if isinstance(chunk, DamagedError):
+        raise chunk
+    return chunk

@@ -1,0 +1,84 @@
+"""Types of the compiled module. Arrays must have exactly these dtypes; nothing is converted."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+PROBABILITY_BITS: int
+
+class Vocabulary:
+    """Token ids in the byte order of their spellings. Never changes; threads may share it.
+
+    spellings: strictly sorted by bytes, every single byte among them, at most 65,536 tokens of at
+        most 65,535 bytes
+    raises: ValueError where they are not so
+    """
+
+    def __init__(self, spellings: Sequence[bytes]) -> None: ...
+    def __len__(self) -> int: ...
+    def tokenize(self, data: bytes) -> NDArray[np.uint16]:
+        """The longest token at each position, greedily; any bytes at all can be tokenized."""
+
+    def spell(self, tokens: NDArray[np.uint16]) -> bytes:
+        """The bytes of these tokens; ValueError for one that is not in the vocabulary."""
+
+class TokenEncoder:
+    """Codes one chunk.
+
+    table: uint32 (n,), n at most 65,536: the frequency of a token by its logit's distance below
+        the step's largest; never rising, at most 2^24, at least 1; the last entry serves any
+        larger distance
+    raises: ValueError where it is not so
+    """
+
+    def __init__(self, vocabulary: Vocabulary, table: NDArray[np.uint32]) -> None: ...
+    def push(self, logits: NDArray[np.int16], tokens: NDArray[np.uint16]) -> None:
+        """Code tokens (time,) under logits (time, vocab), whose rows must be contiguous.
+
+        raises: ValueError for another shape, a token outside the vocabulary, or after finish()
+        """
+
+    def finish(self) -> bytes:
+        """The blob; can be asked for once."""
+
+    @property
+    def ideal_bits(self) -> float:
+        """The sum of -log2 of the node probabilities coded so far. For measurement only."""
+
+class TokenDecoder:
+    """Decodes many chunks, one a lane, in lockstep.
+
+    blobs, sizes: one a lane; sizes are the chunks' in bytes
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        table: NDArray[np.uint32],
+        blobs: Sequence[bytes],
+        sizes: Sequence[int],
+    ) -> None: ...
+    @property
+    def active(self) -> NDArray[np.int64]:
+        """The numbers of the lanes that are not finished, ascending."""
+
+    def step(self, logits: NDArray[np.int16]) -> NDArray[np.int64]:
+        """Decode one token in every active lane: logits (active, vocab) -> tokens (active,).
+
+        Lanes that this token finishes or shows to be damaged are gone from `active` afterwards.
+        raises: ValueError for another shape
+        """
+
+    def chunks(self) -> list[bytes | None]:
+        """The chunk of every lane, None where the blob is not one that the encoder would write.
+
+        Meant for when no lane is active; before, a chunk is what there is of it.
+        """
+
+def decode_varints(data: bytes) -> NDArray[np.uint64]:
+    """All varints of `data`, which must end with one.
+
+    Seven bits a byte, the lowest first; the top bit says that another byte follows.
+    raises: ValueError for one that is cut off, or longer than ten bytes or 64 bits
+    """

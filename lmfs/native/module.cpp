@@ -1,0 +1,225 @@
+// lmfs.native._core: the bindings. No algorithm lives here.
+//
+// Loops run without the interpreter's lock. A Vocabulary never changes and may be shared; the
+// coders keep state, so each has its own lock and two threads on one object wait for each other.
+// That lock is only ever taken without the interpreter's, so the two cannot deadlock.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string_view.h>
+
+#include <mutex>
+#include <utility>
+
+#include "token_coder.hpp"
+#include "varint.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+using lmfs::FrequencyTable;
+using lmfs::LogitRows;
+using lmfs::Vocabulary;
+
+using Logits = nb::ndarray<const std::int16_t, nb::ndim<2>, nb::device::cpu>;
+using Tokens = nb::ndarray<const std::uint16_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Table = nb::ndarray<const std::uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+std::string_view view(const nb::bytes& bytes) {
+    return {static_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+template <typename T>
+nb::ndarray<nb::numpy, T, nb::ndim<1>> to_numpy(std::vector<T> values) {
+    auto* owned = new std::vector<T>(std::move(values));
+    nb::capsule owner(owned, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
+    return nb::ndarray<nb::numpy, T, nb::ndim<1>>(owned->data(), {owned->size()}, owner);
+}
+
+FrequencyTable to_table(const Table& table) { return FrequencyTable(table.data(), table.shape(0)); }
+
+LogitRows to_rows(const Logits& logits, std::size_t rows, const Vocabulary& vocabulary) {
+    if (logits.shape(0) != rows)
+        throw std::invalid_argument("logits: expected " + std::to_string(rows) + " rows, got " +
+                                    std::to_string(logits.shape(0)));
+    if (logits.shape(1) != vocabulary.size())
+        throw std::invalid_argument("logits: expected " + std::to_string(vocabulary.size()) +
+                                    " columns, got " + std::to_string(logits.shape(1)));
+    if (rows > 0 && logits.stride(1) != 1)
+        throw std::invalid_argument("logits: a row is not contiguous");
+    return {logits.data(), static_cast<std::ptrdiff_t>(logits.stride(0))};
+}
+
+std::shared_ptr<Vocabulary> make_vocabulary(nb::sequence spellings) {
+    std::vector<nb::bytes> kept;  // keeps what the views look at
+    std::vector<std::string_view> views;
+    for (nb::handle item : spellings) {
+        kept.push_back(nb::cast<nb::bytes>(item));
+        views.push_back(view(kept.back()));
+    }
+    nb::gil_scoped_release unlocked;
+    return std::make_shared<Vocabulary>(views);
+}
+
+std::string spell(const Vocabulary& vocabulary, const Tokens& tokens) {
+    std::string data;
+    for (std::size_t i = 0; i < tokens.shape(0); ++i) {
+        const std::size_t token = tokens(i);
+        if (token >= vocabulary.size())
+            throw std::invalid_argument("token " + std::to_string(token) +
+                                        " is not in the vocabulary");
+        data.append(vocabulary.spelling(token));
+    }
+    return data;
+}
+
+struct Encoder : lmfs::TokenEncoder {
+    using lmfs::TokenEncoder::TokenEncoder;
+    std::mutex mutex;
+};
+
+struct Decoder : lmfs::TokenDecoder {
+    using lmfs::TokenDecoder::TokenDecoder;
+    std::mutex mutex;
+};
+
+void make_decoder(Decoder* self, std::shared_ptr<Vocabulary> vocabulary, const Table& table,
+                  nb::sequence blobs, nb::sequence sizes) {
+    std::vector<std::string> copies;
+    for (nb::handle blob : blobs) copies.emplace_back(view(nb::cast<nb::bytes>(blob)));
+    std::vector<std::size_t> numbers;
+    for (nb::handle size : sizes) {
+        const auto number = nb::cast<std::int64_t>(size);
+        if (number < 0) throw std::invalid_argument("decoder: a size is negative");
+        numbers.push_back(static_cast<std::size_t>(number));
+    }
+    new (self) Decoder(std::move(vocabulary), to_table(table), std::move(copies), numbers);
+}
+
+}  // namespace
+
+NB_MODULE(_core, module) {
+    module.attr("PROBABILITY_BITS") = lmfs::kProbabilityBits;
+
+    nb::class_<Vocabulary>(module, "Vocabulary")
+        .def(nb::new_(&make_vocabulary), "spellings"_a)
+        .def("__len__", &Vocabulary::size)
+        .def(
+            "tokenize",
+            [](const Vocabulary& self, const nb::bytes& data) {
+                std::vector<std::uint16_t> tokens;
+                {
+                    nb::gil_scoped_release unlocked;
+                    tokens = self.tokenize(view(data));
+                }
+                return to_numpy(std::move(tokens));
+            },
+            "data"_a)
+        .def(
+            "spell",
+            [](const Vocabulary& self, const Tokens& tokens) {
+                std::string data;
+                {
+                    nb::gil_scoped_release unlocked;
+                    data = spell(self, tokens);
+                }
+                return nb::bytes(data.data(), data.size());
+            },
+            nb::arg("tokens").noconvert());
+
+    nb::class_<Encoder>(module, "TokenEncoder")
+        .def(
+            "__init__",
+            [](Encoder* self, std::shared_ptr<Vocabulary> vocabulary, const Table& table) {
+                new (self) Encoder(std::move(vocabulary), to_table(table));
+            },
+            "vocabulary"_a, nb::arg("table").noconvert())
+        .def(
+            "push",
+            [](Encoder& self, const Logits& logits, const Tokens& tokens) {
+                const std::size_t time = tokens.shape(0);
+                const LogitRows rows = to_rows(logits, time, self.vocabulary());
+                nb::gil_scoped_release unlocked;
+                const std::lock_guard<std::mutex> lock(self.mutex);
+                self.push(rows, tokens.data(), time);
+            },
+            nb::arg("logits").noconvert(), nb::arg("tokens").noconvert())
+        .def("finish",
+             [](Encoder& self) {
+                 std::vector<std::uint8_t> blob;
+                 {
+                     nb::gil_scoped_release unlocked;
+                     const std::lock_guard<std::mutex> lock(self.mutex);
+                     blob = self.finish();
+                 }
+                 return nb::bytes(blob.data(), blob.size());
+             })
+        .def_prop_ro("ideal_bits", [](Encoder& self) {
+            nb::gil_scoped_release unlocked;
+            const std::lock_guard<std::mutex> lock(self.mutex);
+            return self.ideal_bits();
+        });
+
+    nb::class_<Decoder>(module, "TokenDecoder")
+        .def("__init__", &make_decoder, "vocabulary"_a, nb::arg("table").noconvert(), "blobs"_a,
+             "sizes"_a)
+        .def_prop_ro(
+            "active",
+            [](Decoder& self) {
+                std::vector<std::int64_t> active;
+                {
+                    nb::gil_scoped_release unlocked;
+                    const std::lock_guard<std::mutex> lock(self.mutex);
+                    active = self.active();
+                }
+                return to_numpy(std::move(active));
+            },
+            // A property's own policy would tie a copy to the decoder's life.
+            nb::rv_policy::automatic)
+        .def(
+            "step",
+            [](Decoder& self, const Logits& logits) {
+                std::vector<std::int64_t> tokens;
+                {
+                    nb::gil_scoped_release unlocked;
+                    const std::lock_guard<std::mutex> lock(self.mutex);
+                    const LogitRows rows = to_rows(logits, self.active().size(), self.vocabulary());
+                    tokens = self.step(rows);
+                }
+                return to_numpy(std::move(tokens));
+            },
+            nb::arg("logits").noconvert())
+        .def("chunks", [](Decoder& self) {
+            std::vector<std::optional<std::string>> chunks;
+            {
+                nb::gil_scoped_release unlocked;
+                const std::lock_guard<std::mutex> lock(self.mutex);
+                for (std::size_t lane = 0; lane < self.lanes(); ++lane)
+                    chunks.emplace_back(self.chunk(lane));
+            }
+            nb::list result;
+            for (const std::optional<std::string>& chunk : chunks) {
+                if (chunk) {
+                    result.append(nb::bytes(chunk->data(), chunk->size()));
+                } else {
+                    result.append(nb::none());
+                }
+            }
+            return result;
+        });
+
+    module.def(
+        "decode_varints",
+        [](const nb::bytes& data) {
+            std::vector<std::uint64_t> values;
+            {
+                nb::gil_scoped_release unlocked;
+                values = lmfs::decode_varints(view(data));
+            }
+            return to_numpy(std::move(values));
+        },
+        "data"_a);
+}

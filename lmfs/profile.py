@@ -1,0 +1,94 @@
+"""The coder profile: what beside model and primer determines a chunk's bytes, and its id.
+
+Owns the profiles that this lmfs can code with. A released profile is never changed and never
+removed: files name it by its id for ever. Imports errors only. Everything here is constant:
+any thread may use it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import blake3
+import numpy as np
+from numpy.typing import NDArray
+
+from lmfs.errors import VersionError
+
+ID_BYTES = 16
+
+# Hashed into the id as it stands: to the byte, never to be edited.
+_DESCRIPTION_1 = """\
+lmfs coder profile 1
+mixer: none
+first model input: token 0
+frequency of a token: table[min(largest logit - its logit, last index)]
+order of tokens: by the bytes of their spellings
+tree: node [low, high) splits at (low + high) div 2; bit 1 is the upper half
+probability of bit 1: (upper frequencies * 2^22) div (all frequencies), at least 1, at most 2^22 - 1
+coder: binary range coder, 32 bits, bit 1 takes the lower part, bytewise below 2^24, shortest flush
+table: round(2^24 * exp(-index / 64)), down to the first 1; uint32 little-endian follows
+"""
+
+_TABLE_TOP_BITS = 24
+_LOGIT_UNITS_PER_NAT = 64
+
+
+@dataclass(frozen=True, eq=False)
+class CoderProfile:
+    """One profile.
+
+    table: uint32 (n,), read-only: a token's frequency by its logit's distance below the largest
+    """
+
+    description: str
+    table: NDArray[np.uint32]
+    id: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.table.setflags(write=False)
+        content = self.description.encode("utf-8") + self.table.astype("<u4").tobytes()
+        object.__setattr__(self, "id", blake3.blake3(content).digest(length=ID_BYTES))
+
+
+def _exponential_table() -> NDArray[np.uint32]:
+    """round(2^24 * exp(-d / 64)) for d = 0, 1, ... up to the first that is 1.
+
+    In integers, because a C library's exp may differ in its last bit from another's. The fixed
+    point has so many bits that the truncation of some 1,000 products stays far below what could
+    move a rounding.
+    """
+    precision_bits = 256
+    one = 1 << precision_bits
+    step, term, k = one, one, 0  # step -> exp(-1 / 64), by its series
+    while term:
+        k += 1
+        term //= _LOGIT_UNITS_PER_NAT * k
+        step += term if k % 2 == 0 else -term
+
+    shift = precision_bits - _TABLE_TOP_BITS
+    half = 1 << (shift - 1)
+    values: list[int] = []
+    power = one
+    while not values or values[-1] > 1:
+        values.append((power + half) >> shift)
+        power = power * step >> precision_bits
+    return np.array(values, dtype=np.uint32)
+
+
+PROFILE_1 = CoderProfile(_DESCRIPTION_1, _exponential_table())
+
+_PROFILES = {profile.id: profile for profile in (PROFILE_1,)}
+
+
+def profile_by_id(id: bytes) -> CoderProfile:
+    """The profile with this id; VersionError where this lmfs does not know it."""
+    try:
+        return _PROFILES[id]
+    except KeyError:
+        raise VersionError(
+            "the file was coded with a coder profile that this lmfs does not know",
+            expected=" or ".join(known.hex() for known in _PROFILES),
+            got=id.hex(),
+            do="install a newer lmfs",
+        ) from None

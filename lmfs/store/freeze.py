@@ -1,0 +1,328 @@
+"""Freezing and thawing one file.
+
+Owns: which files are fit to be frozen, and what is written and compared; `publish` owns how the
+result takes the file's place. Imports lmfs.lmz and lower. Any thread, and any number of processes,
+may freeze and thaw at once: a file's flock lets one at a time have it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import blake3
+
+from ..container import DEFAULT_CHUNK_SIZE
+from ..errors import BusyError, DamagedError, LmfsError, VerifyError
+from ..lmz import ChunkCache, LmzReader, LmzWriter
+from .inodes import KEPT_MARK
+from .marks import FROZEN_MARK, PLAIN_MARK, Marks, State, frozen_mark, looks_frozen
+from .publish import Replacement, Source, reached
+from .system import Lease
+
+if TYPE_CHECKING:
+    from ..codecs.choose import Chooser
+    from ..models.package import ModelPackage
+
+Progress = Callable[[int], None]
+
+_READ_BYTES = 1 << 20
+_LEASE_ATTEMPTS = 5
+_LEASE_PAUSE_S = 0.02
+
+
+class Action(enum.Enum):
+    """What was done with a file."""
+
+    FROZEN = "frozen"
+    THAWED = "thawed"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was done, and why not; `before` and `after` are bytes on disk."""
+
+    path: str
+    action: Action
+    size_bytes: int
+    before_bytes: int
+    after_bytes: int
+    reason: str | None = None
+
+
+class _Unfit(Exception):
+    """A file that is not to be frozen; never leaves this module."""
+
+
+def freeze(
+    marks: Marks,
+    path: str,
+    chooser: Chooser,
+    *,
+    model: ModelPackage | None = None,
+    chunk_size: int = DEFAULT_CHUNK_SIZE,
+    even_if_larger: bool = False,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Freeze one file of the store, if it is fit for it.
+
+    model: the package that `chooser` codes with; copied into the store before it is needed
+    raises: DamagedError if its marks do not agree, VerifyError, OSError; the file is unchanged
+    """
+    store = marks.store
+    status = os.stat(path, dir_fd=store.root_fd, follow_symlinks=False)
+    on_disk = status.st_blocks * 512
+    try:
+        _check_kind(status, even_if_larger)
+        with Source(store, path, wait=False) as source:
+            facts = marks.facts_of_fd(source.fd)
+            marks.require_frozen_or_hot(facts, path)
+            if facts.state is State.FROZEN:
+                raise _Unfit("frozen already")
+            _check_sparse(source)
+            with Replacement(source) as new:
+                digest = _encode(source, new.fd, chooser, chunk_size, progress)
+                if model is not None and _uses_model(new, marks):
+                    store.pin_model(model.id, model.path)
+                new.describe(_marks_of_frozen(marks, source, new, facts.inode))
+                new.sync()
+                after = os.fstat(new.fd).st_blocks * 512
+                if after >= on_disk and not even_if_larger:
+                    raise _Unfit("would not take fewer blocks")
+                _verify_frozen(marks, path, new, digest)
+                _publish_alone(source, new)
+        return Outcome(path, Action.FROZEN, status.st_size, on_disk, after)
+    except _Unfit as unfit:
+        reason = str(unfit)
+    except BusyError as busy:
+        reason = f"in use ({busy.got})"
+    return Outcome(path, Action.SKIPPED, status.st_size, on_disk, on_disk, reason)
+
+
+def thaw(
+    marks: Marks,
+    path: str,
+    *,
+    keep_bytes: int | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Make a frozen file a plain one again.
+
+    keep_bytes: cut it to this size on the way; 0 decodes nothing and works on damaged files too
+    raises: DamagedError, UnknownModelError, BusyError, OSError; then the file is unchanged
+    """
+    store = marks.store
+    status = os.stat(path, dir_fd=store.root_fd, follow_symlinks=False)
+    on_disk = status.st_blocks * 512
+    if not stat.S_ISREG(status.st_mode):
+        reason = "not a regular file"
+        return Outcome(path, Action.SKIPPED, status.st_size, on_disk, on_disk, reason)
+    with Source(store, path, wait=True) as source:
+        facts = marks.facts_of_fd(source.fd)
+        if keep_bytes != 0:
+            marks.require_frozen_or_hot(facts, path)
+        if facts.state is State.HOT:
+            return Outcome(path, Action.SKIPPED, facts.size, on_disk, on_disk, "not frozen")
+        size = facts.size if keep_bytes is None else min(keep_bytes, facts.size)
+        with Replacement(source) as new:
+            digest = _decode(marks, source, new.fd, size, progress)
+            own = {PLAIN_MARK: b"1"} if looks_frozen(new.fd) else {}
+            new.describe(own | _kept_inode(marks, source, new, facts.inode))
+            new.sync()
+            _verify_thawed(marks, path, new, digest)
+            new.publish(None, source.has_moved)
+            after = os.fstat(new.fd).st_blocks * 512
+    return Outcome(path, Action.THAWED, size, on_disk, after)
+
+
+def _check_kind(status: os.stat_result, even_if_larger: bool) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise _Unfit("not a regular file")
+    if status.st_nlink > 1:
+        raise _Unfit(f"has {status.st_nlink} hard links")
+    if not status.st_size:
+        raise _Unfit("empty")
+    if not even_if_larger and status.st_blocks * 512 <= status.st_blksize:
+        raise _Unfit("takes one block already")
+
+
+def _check_sparse(source: Source) -> None:
+    size = source.status.st_size
+    try:
+        hole = os.lseek(source.fd, 0, os.SEEK_HOLE)
+    except OSError:  # a filesystem that cannot tell keeps no holes
+        return
+    if hole < size:
+        raise _Unfit("sparse")
+
+
+def _encode(
+    source: Source, target: int, chooser: Chooser, chunk_size: int, progress: Progress | None
+) -> bytes:
+    """Write the frozen form; the digest of what was read."""
+    hasher = blake3.blake3()
+    with (
+        open(os.dup(target), "wb") as file,
+        LmzWriter(
+            file,
+            chunk_size=chunk_size,
+            chooser=chooser,
+            store_id=source.store.id,
+            progress=progress,
+        ) as writer,
+    ):
+        for block in _blocks(source.fd):
+            hasher.update(block)
+            writer.write(block)
+    return hasher.digest()
+
+
+def _blocks(fd: int) -> Iterator[bytes]:
+    offset = 0
+    while block := os.pread(fd, _READ_BYTES, offset):
+        yield block
+        offset += len(block)
+
+
+def open_frozen(fd: int, marks: Marks, *, cache: ChunkCache | None = None) -> LmzReader:
+    """A reader of the frozen file that is open as `fd`, which it does not need any longer.
+
+    raises: FormatError, VersionError, DamagedError
+    """
+    with open(fd, "rb", buffering=0, closefd=False) as file:
+        return LmzReader(
+            file, store_id=marks.store.id, model_search=[marks.store.models], cache=cache
+        )
+
+
+@contextlib.contextmanager
+def _read_back(new: Replacement, marks: Marks) -> Iterator[LmzReader]:
+    """A reader of its own, with a cache of its own, of what is on the disk."""
+    fd = new.reopen()
+    try:
+        reader = open_frozen(fd, marks)
+    finally:
+        os.close(fd)
+    with reader:
+        yield reader
+
+
+def _decoded(reader: LmzReader, size: int) -> Iterator[bytes]:
+    offset = 0
+    while offset < size:
+        block = reader.pread(min(_READ_BYTES, size - offset), offset)
+        yield block
+        offset += len(block)
+
+
+def _uses_model(new: Replacement, marks: Marks) -> bool:
+    with _read_back(new, marks) as reader:
+        return any(c.model_id is not None for m in reader.members for c in m.codings)
+
+
+def _kept_inode(marks: Marks, source: Source, new: Replacement, shown: int) -> dict[str, bytes]:
+    if not marks.store.xattr_marks:
+        return {}
+    marks.inodes.keep(shown)
+    return {KEPT_MARK: marks.inodes.mark(shown, os.fstat(new.fd).st_ino)}
+
+
+def _marks_of_frozen(
+    marks: Marks, source: Source, new: Replacement, shown: int
+) -> dict[str, bytes]:
+    if not marks.store.xattr_marks:
+        return {}
+    mark = frozen_mark(marks.store.id, source.status.st_size)
+    return {FROZEN_MARK: mark} | _kept_inode(marks, source, new, shown)
+
+
+def _verify_frozen(marks: Marks, path: str, new: Replacement, digest: bytes) -> None:
+    try:
+        with _read_back(new, marks) as reader:
+            reader.verify()
+            (member,) = reader.members
+    except LmfsError as error:
+        raise VerifyError(
+            "the frozen form cannot be read back",
+            where=marks.store.shown_path(path),
+            got=error,
+            do="report this; the file was left as it is",
+        ) from error
+    _compare(marks, path, member.content_hash, digest)
+
+
+def _verify_thawed(marks: Marks, path: str, new: Replacement, digest: bytes) -> None:
+    hasher = blake3.blake3()
+    fd = new.reopen()
+    try:
+        for block in _blocks(fd):
+            hasher.update(block)
+    finally:
+        os.close(fd)
+    _compare(marks, path, hasher.digest(), digest)
+
+
+def _compare(marks: Marks, path: str, got: bytes, expected: bytes) -> None:
+    if got != expected:
+        raise VerifyError(
+            "what was written is not what was read",
+            where=marks.store.shown_path(path),
+            expected=f"content {expected.hex()[:16]}",
+            got=got.hex()[:16],
+            do="check the disk; the file was left as it is",
+        )
+    reached("verified")
+
+
+def _decode(
+    marks: Marks, source: Source, target: int, size: int, progress: Progress | None
+) -> bytes:
+    """Write the first `size` decoded bytes; their digest."""
+    hasher = blake3.blake3()
+    if not size:
+        return hasher.digest()
+    with open_frozen(source.fd, marks) as reader, open(os.dup(target), "wb") as file:
+        for block in _decoded(reader, size):
+            hasher.update(block)
+            file.write(block)
+            if progress is not None:
+                progress(len(block))
+        whole = size == reader.size
+        expected = reader.members[0].content_hash
+    if whole and hasher.digest() != expected:
+        raise DamagedError(
+            "the whole is not what was frozen, though every chunk is",
+            where=source.store.shown_path(source.path),
+            expected=f"content {expected.hex()[:16]}",
+            got=hasher.hexdigest()[:16],
+            do="restore it from a backup",
+        )
+    return hasher.digest()
+
+
+def _publish_alone(source: Source, new: Replacement) -> None:
+    """Publish under a lease, so that nobody has the source open while it is replaced."""
+    for attempt in range(_LEASE_ATTEMPTS):
+        try:
+            lease = Lease(source.fd)
+        except BlockingIOError:
+            # A mount opens files for microseconds to see what they are: that is no use.
+            if attempt + 1 < _LEASE_ATTEMPTS:
+                time.sleep(_LEASE_PAUSE_S)
+            continue
+        with lease:
+            new.publish(lease, source.has_changed)
+        return
+    raise BusyError(
+        "file is in use",
+        where=source.store.shown_path(source.path),
+        got="somebody has it open",
+        do="try again later",
+    )

@@ -1,0 +1,219 @@
+"""Marks: how a regular file of a store is told to be hot, frozen or damaged.
+
+Owns: the xattrs `user.lmfs.frozen` and `user.lmfs.plain`, and the rules below. Imports
+lmfs.container and lower. Any thread may call it.
+
+A frozen file carries three marks: the magic of a frozen container at its beginning; a checked
+trailer at its end that names its store and fits its length; and the xattr FROZEN_MARK (store id,
+decoded size). No single damage, and no lost xattrs, makes a frozen file look hot:
+
+    magic     trailer   FROZEN_MARK        the file is
+    no        no        absent             hot
+    yes       yes       agrees, or absent  frozen (backups may lose xattrs)
+    anything else                          damaged: EIO, its bytes are never shown as they are
+    anything            absent, and PLAIN_MARK   hot: a user's own file that looks like one of ours
+
+The decoded size comes from the trailer, that is from inside the container.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import enum
+import errno
+import os
+import struct
+import threading
+import time
+from typing import NamedTuple
+
+from ..container import MAGIC_BYTES, MAX_TRAILER_BYTES, Kind, Trailer, parse_trailer, sniff
+from ..errors import DamagedError
+from .inodes import KEPT_MARK, KeptInodes
+from .store import Store
+
+FROZEN_MARK = "user.lmfs.frozen"
+PLAIN_MARK = "user.lmfs.plain"
+PREFIX = "user.lmfs."
+
+_VALUE = struct.Struct("<16sQ")
+_CACHED_FILES = 1 << 16
+_CLOCK_TICK_NS = 20_000_000
+_NO_XATTR = (errno.ENODATA, errno.ENOTSUP, errno.EPERM, errno.EACCES)
+
+
+class State(enum.Enum):
+    """What a regular file of a store is."""
+
+    HOT = "hot"
+    FROZEN = "frozen"
+    DAMAGED = "damaged"
+
+
+class Facts(NamedTuple):
+    """What the marks say: `size` in bytes as a reader sees it, `inode` as the mount shows it."""
+
+    state: State
+    size: int
+    inode: int
+    problem: str | None = None
+
+
+class Marks:
+    """Reads marks, and remembers what they said for as long as the file does not change."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.inodes = KeptInodes(store.root_fd)
+        self._lock = threading.Lock()
+        self._facts: collections.OrderedDict[tuple[int, ...], Facts] = collections.OrderedDict()
+
+    def close(self) -> None:
+        self.inodes.close()
+
+    def facts_of_path(self, path: str, status: os.stat_result) -> Facts:
+        """The facts of a regular file that `status` was just taken of; raises OSError."""
+        key = _key(status)
+        known = self._known(key)
+        if known is not None:
+            return known
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.store.root_fd)
+        except PermissionError:
+            # Nobody reads it through us either; what it would show need not be known.
+            return Facts(State.HOT, status.st_size, status.st_ino)
+        try:
+            return self.facts_of_fd(fd)
+        finally:
+            os.close(fd)
+
+    def facts_of_fd(self, fd: int) -> Facts:
+        """The facts of an open regular file; raises OSError."""
+        status = os.fstat(fd)
+        key = _key(status)
+        known = self._known(key)
+        if known is not None:
+            return known
+        facts = self._read(fd, status)
+        # A file written to while it was read, or within one tick of its filesystem's clock after,
+        # would be remembered wrongly.
+        settled = time.time_ns() - status.st_ctime_ns > _CLOCK_TICK_NS
+        if settled and _key(os.fstat(fd)) == key:
+            with self._lock:
+                self._facts[key] = facts
+                if len(self._facts) > _CACHED_FILES:
+                    self._facts.popitem(last=False)
+        return facts
+
+    def _known(self, key: tuple[int, ...]) -> Facts | None:
+        with self._lock:
+            facts = self._facts.get(key)
+            if facts is not None:
+                self._facts.move_to_end(key)
+            return facts
+
+    def _read(self, fd: int, status: os.stat_result) -> Facts:
+        names = _xattr_names(fd)
+        kept = _get_xattr(fd, KEPT_MARK) if KEPT_MARK in names else None
+        frozen = _get_xattr(fd, FROZEN_MARK) if FROZEN_MARK in names else None
+        inode = self.inodes.shown(status.st_ino, kept)
+        magic, trailer = read_ends(fd, status.st_size)
+        hot = Facts(State.HOT, status.st_size, inode)
+        if frozen is None and (PLAIN_MARK in names or not (magic or trailer)):
+            return hot
+        problem = _contradiction(self.store.id, magic, trailer, frozen)
+        if trailer is not None and problem is None:
+            return Facts(State.FROZEN, trailer.size, inode)
+        size = status.st_size
+        if trailer is not None:
+            size = trailer.size
+        elif frozen is not None and len(frozen) == _VALUE.size:
+            size = min(_VALUE.unpack(frozen)[1], (1 << 63) - 1)
+        return Facts(State.DAMAGED, size, inode, problem)
+
+    def require_frozen_or_hot(self, facts: Facts, path: str) -> None:
+        """raises: DamagedError for a damaged file, with what its marks say"""
+        if facts.state is State.DAMAGED:
+            raise DamagedError(
+                "the marks of a frozen file do not agree",
+                where=self.store.shown_path(path),
+                expected="magic, trailer and xattr of this store, or none of them",
+                got=facts.problem,
+                do="restore it from a backup, or save its whole chunks with `lmfs recover`",
+            )
+
+
+def frozen_mark(store_id: bytes, size: int) -> bytes:
+    """The value of FROZEN_MARK for a file of `size` decoded bytes."""
+    return _VALUE.pack(store_id, size)
+
+
+def read_ends(fd: int, size: int) -> tuple[bool, Trailer | None]:
+    """Whether a file of `size` bytes begins as a frozen one does, and the trailer if it ends so."""
+    try:
+        magic = sniff(os.pread(fd, MAGIC_BYTES, 0)) is Kind.FROZEN
+        tail = os.pread(fd, MAX_TRAILER_BYTES, max(0, size - MAX_TRAILER_BYTES))
+    except OSError as error:
+        if error.errno != errno.EBADF:  # open for writing only, for it may not be read
+            raise
+        return False, None
+    if not tail.endswith(Kind.FROZEN.trailer_magic):
+        return magic, None
+    try:
+        trailer = parse_trailer(tail)
+    except DamagedError:
+        return magic, None
+    return magic, trailer if trailer.member_bytes == size else None
+
+
+def gives_magic(data: bytes, offset: int) -> bool:
+    """True if writing this can give a file the beginning of a frozen one."""
+    part = Kind.FROZEN.value[offset : offset + len(data)]
+    return bool(part) and data[: len(part)] == part
+
+
+def looks_frozen(fd: int) -> bool:
+    """True if a plain file's bytes would be taken for a mark."""
+    magic, trailer = read_ends(fd, os.fstat(fd).st_size)
+    return magic or trailer is not None
+
+
+def _contradiction(
+    store_id: bytes, magic: bool, trailer: Trailer | None, frozen: bytes | None
+) -> str | None:
+    if trailer is None:
+        return "no whole trailer" if magic else "neither magic nor trailer, but the xattr"
+    if trailer.store_id != store_id:
+        other = trailer.store_id.hex() if trailer.store_id else "none"
+        return f"store {other}, not {store_id.hex()}"
+    if not magic:
+        return "no magic at the beginning"
+    if frozen is not None and frozen != frozen_mark(store_id, trailer.size):
+        return "an xattr of another file"
+    return None
+
+
+def _key(status: os.stat_result) -> tuple[int, ...]:
+    return (
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )
+
+
+def _xattr_names(fd: int) -> list[str]:
+    try:
+        return os.listxattr(fd)
+    except OSError as error:
+        if error.errno not in _NO_XATTR:
+            raise
+        return []
+
+
+def _get_xattr(fd: int, name: str) -> bytes | None:
+    with contextlib.suppress(OSError):
+        return os.getxattr(fd, name)
+    return None

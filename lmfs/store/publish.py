@@ -1,0 +1,285 @@
+"""Putting a new file under an old file's name, so that a crash at any point loses nothing.
+
+Owns: temporaries, the copying of metadata, the swap, and the removal of what a crash left. Does
+not know what is in the files. Imports the store and lower. Objects belong to one thread.
+
+The protocol (FILESYSTEM.md, "Durability"), each step named as `reached` is told it:
+
+    locked      the source has an exclusive flock: nobody else of us replaces it
+    created     a temporary of our own name stands beside it, locked as well
+    written     the new bytes are in it
+    described   owner, mode, xattrs, ACLs and times are copied
+    synced      fsync; its pages are dropped
+    verified    it was read back from the disk and is what it must be
+    checked     the source is what it was when it was read, and still under its name
+    swapped     the two names changed places (where the filesystem can; else renamed over)
+    durable     fsync of the directory
+    removed     the source is gone
+
+Swapping instead of renaming over tells us *afterwards* what stood under the name: a file that
+somebody put there in the last microsecond is swapped back and nothing is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Callable
+
+from ..errors import BusyError
+from .marks import PREFIX
+from .store import TEMPORARY_MARK, Store
+from .system import Lease, exchange_or_rename
+
+_UNTOUCHABLE = (errno.ENOTSUP, errno.EPERM, errno.EACCES)
+
+
+def reached(step: str) -> None:
+    """Told at every step of the protocol; does nothing. Tests put a crash here."""
+
+
+class Source:
+    """The file that is to be replaced: open, locked, and what it was at the beginning."""
+
+    def __init__(self, store: Store, path: str, *, wait: bool) -> None:
+        """raises: BusyError if another process replaces it right now (unless `wait`), OSError"""
+        self.store = store
+        self.path = path
+        try:
+            while not self._open_and_lock(wait):
+                os.close(self.fd)  # replaced while we waited for the lock
+        except BlockingIOError:
+            raise BusyError(
+                "file is in use",
+                where=store.shown_path(path),
+                got="a lock on it",
+                do="try again later",
+            ) from None
+        reached("locked")
+
+    def _open_and_lock(self, wait: bool) -> bool:
+        self.fd = _open_quietly(self.path, self.store.root_fd)
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            self.status = os.fstat(self.fd)
+            return self.status.st_nlink > 0 and self._is_under_its_name()
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    def _is_under_its_name(self) -> bool:
+        try:
+            named = os.stat(self.path, dir_fd=self.store.root_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return (named.st_dev, named.st_ino) == (self.status.st_dev, self.status.st_ino)
+
+    def has_moved(self) -> bool:
+        """True if another file has the name now, or there is a second name."""
+        return os.fstat(self.fd).st_nlink != self.status.st_nlink or not self._is_under_its_name()
+
+    def has_changed(self) -> bool:
+        """True if it moved, or if its bytes or anything else about it changed since."""
+        now = os.fstat(self.fd)
+        return self.has_moved() or any(
+            getattr(now, field) != getattr(self.status, field)
+            for field in ("st_size", "st_mtime_ns", "st_ctime_ns")
+        )
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Replacement:
+    """A temporary beside the source; without `publish` it is removed when it is closed."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.published = False
+        store = source.store
+        head, self._name = os.path.split(source.path)
+        self._directory = os.open(head or ".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=store.root_fd)
+        try:
+            self._temporary, self.fd = _create_temporary(source, self._directory)
+        except BaseException:
+            os.close(self._directory)
+            raise
+        reached("created")
+
+    def describe(self, marks: dict[str, bytes]) -> None:
+        """Copy the source's metadata, and set our own xattrs. raises: OSError"""
+        reached("written")
+        copy_metadata(self.source.fd, self.fd)
+        for name, value in marks.items():
+            os.setxattr(self.fd, name, value)
+        if marks:
+            _copy_times(os.fstat(self.source.fd), self.fd)
+        reached("described")
+
+    def sync(self) -> None:
+        """Have the disk hold it, and the page cache not."""
+        os.fsync(self.fd)
+        os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        reached("synced")
+
+    def reopen(self) -> int:
+        """A second descriptor, for reading back; the caller closes it."""
+        return os.open(self._temporary, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._directory)
+
+    def publish(self, lease: Lease | None, moved: Callable[[], bool]) -> None:
+        """Take the source's name; the temporary must be synced and verified.
+
+        lease: taken on the source, if nobody else may have it open
+        moved: tells whether the source is no longer what was read
+        raises: BusyError if the source moved or somebody wants it; OSError. Then nothing changed.
+        """
+        if moved() or (lease is not None and lease.wanted):
+            raise self._changed()
+        reached("checked")
+        displaced = exchange_or_rename(self._temporary, self._name, dir_fd=self._directory)
+        if displaced:
+            old = os.stat(self._temporary, dir_fd=self._directory, follow_symlinks=False)
+            if old.st_ino != self.source.status.st_ino or (lease is not None and lease.wanted):
+                exchange_or_rename(self._temporary, self._name, dir_fd=self._directory)
+                raise self._changed()
+        self.published = True
+        reached("swapped")
+        try:
+            # What was done to the metadata since they were copied was done to the old inode.
+            copy_metadata(self.source.fd, self.fd)
+            with contextlib.suppress(OSError):
+                os.removexattr(self.fd, TEMPORARY_MARK)
+        finally:
+            os.fsync(self._directory)
+            reached("durable")
+            if displaced:
+                os.unlink(self._temporary, dir_fd=self._directory)
+            reached("removed")
+
+    def close(self) -> None:
+        if not self.published:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._temporary, dir_fd=self._directory)
+        os.close(self.fd)
+        os.close(self._directory)
+
+    def __enter__(self) -> Replacement:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _changed(self) -> BusyError:
+        return BusyError(
+            "file is in use",
+            where=self.source.store.shown_path(self.source.path),
+            got="a change, or somebody who opened it, while it was being replaced",
+            do="try again later",
+        )
+
+
+def copy_metadata(source: int, target: int) -> None:
+    """Make the target's owner, mode, xattrs, ACLs and times those of the source.
+
+    Our own xattrs (`user.lmfs.*`) are left alone. raises: OSError if one cannot be set.
+    """
+    status, now = os.fstat(source), os.fstat(target)
+    if (status.st_uid, status.st_gid) != (now.st_uid, now.st_gid):
+        os.fchown(target, status.st_uid, status.st_gid)
+    wanted, present = _xattrs(source), _xattrs(target)
+    for name in present.keys() - wanted.keys():
+        os.removexattr(target, name)
+    for name, value in wanted.items():
+        if present.get(name) != value:
+            os.setxattr(target, name, value)
+    # After the owner, which clears set-user-id, and after the ACL, whose mask is in the mode.
+    if status.st_mode != os.fstat(target).st_mode:
+        os.fchmod(target, status.st_mode & 0o7777)
+    _copy_times(status, target)
+
+
+def _copy_times(status: os.stat_result, target: int) -> None:
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _xattrs(fd: int) -> dict[str, bytes]:
+    try:
+        names = os.listxattr(fd)
+    except OSError as error:
+        if error.errno not in _UNTOUCHABLE:
+            raise
+        return {}
+    return {name: os.getxattr(fd, name) for name in names if not name.startswith(PREFIX)}
+
+
+def _open_quietly(path: str, root_fd: int) -> int:
+    """Open for reading without leaving an access time, where we may."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        return os.open(path, flags | os.O_NOATIME, dir_fd=root_fd)
+    except PermissionError:
+        return os.open(path, flags, dir_fd=root_fd)
+
+
+def _create_temporary(source: Source, directory: int) -> tuple[str, int]:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    while True:
+        name = source.store.new_temporary_name(source.status.st_ino)
+        fd = os.open(name, flags, 0o600, dir_fd=directory)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if not os.fstat(fd).st_nlink:  # a sweep came between
+                os.close(fd)
+                continue
+            if source.store.xattr_marks:
+                os.setxattr(fd, TEMPORARY_MARK, b"1")
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=directory)
+            os.close(fd)
+            raise
+        return name, fd
+
+
+def sweep(store: Store, directory: str) -> list[str]:
+    """Remove what crashes left in a directory (not below it); the names removed.
+
+    Removed is only a file of our own name that nobody locks and that is ours by content: a
+    temporary by its xattr, or the replaced source by the inode number in the name.
+    """
+    removed = []
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY, dir_fd=store.root_fd)
+    try:
+        for name in os.listdir(fd):
+            source_inode = store.temporary_source(name)
+            if source_inode is not None and _remove_leftover(store, fd, name, source_inode):
+                removed.append(name)
+    finally:
+        os.close(fd)
+    return removed
+
+
+def _remove_leftover(store: Store, directory: int, name: str, source_inode: int) -> bool:
+    try:
+        leftover = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(leftover, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        ours = not store.xattr_marks or os.fstat(leftover).st_ino == source_inode
+        if not ours:
+            os.getxattr(leftover, TEMPORARY_MARK)
+        os.unlink(name, dir_fd=directory)
+    except OSError:  # locked by who writes it, or not ours
+        return False
+    finally:
+        os.close(leftover)
+    return True

@@ -1,0 +1,291 @@
+"""The store: a backing directory and the `.lmfs/` in its root.
+
+Owns: `.lmfs/store.json` (id, version, marks, configuration), `.lmfs/models/` (copies of every model
+that a file of the store needs) and the names that are the store's own. Knows nothing of freezing
+and nothing of mounts. Imports lmfs.errors only. Any thread may call it.
+
+A store is addressed by a directory descriptor, never by its path: the directory may be mounted
+over itself, and then its path leads into the mount. Paths inside are relative, "." is the root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from ..errors import DamagedError, FormatError, StoreError, VersionError
+
+DIRECTORY = ".lmfs"
+VERSION = 1
+STORE_ID_BYTES = 16
+TEMPORARY_MARK = "user.lmfs.temporary"
+
+_DESCRIPTION = "store.json"
+_MODELS = "models"
+_MODEL_SUFFIX = ".lmm"
+_PROBE = "user.lmfs.probe"
+_TEMPORARY = re.compile(r"\.lmfs-([0-9a-f]{8})-([0-9a-f]+)-[0-9a-f]{8}\.tmp")
+
+
+class Store:
+    """One backing directory; `id` is 16 bytes, `root_fd` the directory's descriptor."""
+
+    def __init__(self, root_fd: int, path: str, description: Mapping[str, Any]) -> None:
+        self.root_fd = root_fd
+        self.path = path
+        self.id = bytes.fromhex(description["id"])
+        self.xattr_marks = bool(description["xattr_marks"])
+        self.config: Mapping[str, Any] = MappingProxyType(dict(description.get("config", {})))
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Store:
+        """The store whose root is `path`; raises FormatError if that is none, and OSError."""
+        return cls._at_path(path, create=False)
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str]) -> Store:
+        """The store whose root is `path`, made if it is none yet; raises StoreError, OSError."""
+        return cls._at_path(path, create=True)
+
+    @classmethod
+    def open_fd(cls, fd: int, path: str) -> Store:
+        """The store at this directory descriptor, which it owns from now on."""
+        return cls(fd, path, _read_description(fd, path))
+
+    @classmethod
+    def _at_path(cls, path: str | os.PathLike[str], *, create: bool) -> Store:
+        name = os.path.abspath(path)
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            if create and not _exists(f"{DIRECTORY}/{_DESCRIPTION}", fd):
+                _create_description(fd, name)
+            return cls.open_fd(fd, name)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def close(self) -> None:
+        if self.root_fd >= 0:
+            os.close(self.root_fd)
+            self.root_fd = -1
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def real_path(self, path: str) -> str:
+        """A path for calls that take no directory descriptor; valid in this process only."""
+        return f"/proc/self/fd/{self.root_fd}/{path}"
+
+    def shown_path(self, path: str) -> str:
+        """The path as messages name it."""
+        return self.path if path == "." else os.path.join(self.path, path)
+
+    @contextlib.contextmanager
+    def parent(self, path: str) -> Iterator[tuple[int, str]]:
+        """The directory that holds `path`, as a descriptor, and the name in it."""
+        head, name = os.path.split(path)
+        fd = os.open(head or ".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=self.root_fd)
+        try:
+            yield fd, name
+        finally:
+            os.close(fd)
+
+    # ------------------------------------------------------------------------------ own names
+
+    def new_temporary_name(self, source_inode: int) -> str:
+        """A name for a file that is to replace the file with this inode number."""
+        return f".lmfs-{self.id[:4].hex()}-{source_inode:x}-{secrets.token_hex(4)}.tmp"
+
+    def temporary_source(self, name: str) -> int | None:
+        """The inode number in a temporary's name; None if this is no name of this store's."""
+        match = _TEMPORARY.fullmatch(name)
+        if match is None or match[1] != self.id[:4].hex():
+            return None
+        return int(match[2], 16)
+
+    def is_private(self, path: str) -> bool:
+        """True for what the mounted tree neither shows nor lets be made."""
+        parts = path.split("/")
+        return parts[0] == DIRECTORY or self.temporary_source(parts[-1]) is not None
+
+    # --------------------------------------------------------------------------------- models
+
+    @property
+    def models(self) -> Path:
+        """Where the store keeps its models; valid in this process only."""
+        return Path(self.real_path(f"{DIRECTORY}/{_MODELS}"))
+
+    def pinned_models(self) -> dict[bytes, int]:
+        """The ids of the models kept in the store, and their packages' sizes in bytes."""
+        found = {}
+        for entry in _scan(f"{DIRECTORY}/{_MODELS}", self.root_fd):
+            stem, suffix = os.path.splitext(entry.name)
+            if suffix == _MODEL_SUFFIX and len(stem) == 32:
+                with contextlib.suppress(ValueError):
+                    found[bytes.fromhex(stem)] = entry.stat().st_size
+        return found
+
+    def pin_model(self, model_id: bytes, package: str | os.PathLike[str]) -> None:
+        """Copy a model package into the store, durably; nothing to do if it is there."""
+        directory = f"{DIRECTORY}/{_MODELS}"
+        target = f"{directory}/{model_id.hex()}{_MODEL_SUFFIX}"
+        if _exists(target, self.root_fd):
+            return
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(directory, 0o755, dir_fd=self.root_fd)
+            _fsync_directory(DIRECTORY, self.root_fd)
+        temporary = f"{directory}/{self.new_temporary_name(0)}"
+        try:
+            with (
+                open(package, "rb") as source,
+                open(_create(temporary, self.root_fd), "wb") as copy,
+            ):
+                shutil.copyfileobj(source, copy)
+                copy.flush()
+                os.fsync(copy.fileno())
+            os.rename(temporary, target, src_dir_fd=self.root_fd, dst_dir_fd=self.root_fd)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary, dir_fd=self.root_fd)
+            raise
+        _fsync_directory(directory, self.root_fd)
+
+
+def _exists(path: str, dir_fd: int) -> bool:
+    try:
+        os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _scan(path: str, dir_fd: int) -> Iterator[os.DirEntry[str]]:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return
+    try:
+        with os.scandir(fd) as entries:
+            yield from entries
+    finally:
+        os.close(fd)
+
+
+def _create(path: str, dir_fd: int) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=dir_fd)
+
+
+def _fsync_directory(path: str, dir_fd: int) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY, dir_fd=dir_fd)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _create_description(root_fd: int, path: str) -> None:
+    """Write `.lmfs/store.json`; where two processes try at once, the first one wins."""
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(DIRECTORY, 0o755, dir_fd=root_fd)
+        temporary = f"{DIRECTORY}/{_DESCRIPTION}.{secrets.token_hex(4)}.tmp"
+        fd = _create(temporary, root_fd)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise StoreError(
+            "cannot make a store here",
+            where=path,
+            expected="a directory that can be written to",
+            got=error.strerror,
+            do="give its owner's rights, or choose another directory",
+        ) from error
+    try:
+        description = {
+            "version": VERSION,
+            "id": secrets.token_hex(STORE_ID_BYTES),
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "xattr_marks": _supports_xattrs(fd),
+            "config": {},
+        }
+        with open(fd, "w", encoding="utf-8") as file:
+            json.dump(description, file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(
+                temporary,
+                f"{DIRECTORY}/{_DESCRIPTION}",
+                src_dir_fd=root_fd,
+                dst_dir_fd=root_fd,
+            )
+    finally:
+        os.unlink(temporary, dir_fd=root_fd)
+    _fsync_directory(DIRECTORY, root_fd)
+    os.fsync(root_fd)
+
+
+def _supports_xattrs(fd: int) -> bool:
+    try:
+        os.setxattr(fd, _PROBE, b"1")
+        os.removexattr(fd, _PROBE)
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.EPERM, errno.EACCES):
+            raise
+        return False
+    return True
+
+
+def _read_description(root_fd: int, path: str) -> dict[str, Any]:
+    where = os.path.join(path, DIRECTORY, _DESCRIPTION)
+    try:
+        fd = os.open(f"{DIRECTORY}/{_DESCRIPTION}", os.O_RDONLY, dir_fd=root_fd)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FormatError(
+            "not a store",
+            where=path,
+            expected=f"a directory with {DIRECTORY}/{_DESCRIPTION}",
+            do="make it one with `lmfs mount` or `lmfs freeze`",
+        ) from None
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise FormatError("not a store", where=where, expected="a regular file")
+        text = file.read(1 << 20)
+    try:
+        description = json.loads(text)
+        version = description["version"]
+        if isinstance(version, int) and version > VERSION:
+            raise VersionError(
+                "store version", where=where, expected=VERSION, got=version, do="update lmfs"
+            )
+        store_id = bytes.fromhex(description["id"])
+        if version != VERSION or len(store_id) != STORE_ID_BYTES:
+            raise ValueError("version or id")
+        if not isinstance(description["xattr_marks"], bool):
+            raise ValueError("xattr_marks")
+        if not isinstance(description.get("config", {}), dict):
+            raise ValueError("config")
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(
+            "store description",
+            where=where,
+            expected="JSON with version, id, xattr_marks",
+            got=f"{type(error).__name__}: {error}",
+            do="restore it from a backup: without its id no frozen file of the store is trusted",
+        ) from error
+    return dict(description)

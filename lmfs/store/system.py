@@ -1,0 +1,100 @@
+"""System calls that the store needs and Python does not wrap: renameat2, leases, short fallbacks.
+
+Owns: the ctypes binding and the meaning of its flags. Imports nothing of lmfs. Any thread may call
+it. Everything raises OSError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import signal
+
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+
+_F_SETSIG = 10
+_UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def rename(
+    source: str,
+    target: str,
+    *,
+    flags: int = 0,
+    source_fd: int | None = None,
+    target_fd: int | None = None,
+) -> None:
+    """renameat2(2): RENAME_NOREPLACE and RENAME_EXCHANGE are honoured or refused, never ignored."""
+    if flags == 0:
+        os.rename(source, target, src_dir_fd=source_fd, dst_dir_fd=target_fd)
+        return
+    call = getattr(_libc, "renameat2", None)
+    if call is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), source)
+    here = -100  # AT_FDCWD
+    failed = call(
+        here if source_fd is None else source_fd,
+        os.fsencode(source),
+        here if target_fd is None else target_fd,
+        os.fsencode(target),
+        ctypes.c_uint(flags),
+    )
+    if failed:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), source, None, target)
+
+
+def exchange_or_rename(source: str, target: str, *, dir_fd: int) -> bool:
+    """Swap two names of one directory; where the filesystem cannot, rename `source` over `target`.
+
+    returns: True if the old target now has the name `source`, False if it is gone
+    """
+    try:
+        rename(source, target, flags=RENAME_EXCHANGE, source_fd=dir_fd, target_fd=dir_fd)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        os.rename(source, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        return False
+    return True
+
+
+class Lease:
+    """A write lease on an open file: while it holds, nobody else has the file open.
+
+    Who opens the file meanwhile waits until the lease is given back. `supported` is False where
+    the filesystem knows no leases or we may not take them; then nothing is promised.
+    """
+
+    def __init__(self, fd: int) -> None:
+        """raises: BlockingIOError if somebody else has the file open"""
+        self._fd = fd
+        self.supported = True
+        # SIGIO, the default, would end the process; SIGURG is ignored where nobody asked for it.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(fd, _F_SETSIG, signal.SIGURG)
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        except BlockingIOError:
+            raise
+        except OSError:
+            self.supported = False
+
+    @property
+    def wanted(self) -> bool:
+        """True if somebody waits in open() for this file."""
+        return self.supported and fcntl.fcntl(self._fd, fcntl.F_GETLEASE) != fcntl.F_WRLCK
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.supported:
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)

@@ -1,0 +1,352 @@
+"""The tree as a mount shows it.
+
+Owns: names, attributes and xattrs, and the rule that whoever changes a frozen file's bytes has it
+thawed first, while its mode, owner, times and names are changed as they are. Knows no FUSE: paths
+are relative to the store's root ("." is the root), errors are OSError and LmfsError. Imports the
+store and lower. Any number of threads may call it at once.
+
+The store's own files are not in this tree: looked up, they do not exist; made, they are refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from .lmz import ChunkCache
+from .store.handles import Handles
+from .store.marks import PREFIX, Marks, State
+from .store.publish import sweep
+from .store.store import Store
+from .store.system import rename
+
+DEFAULT_CACHE_BYTES = 64 << 20
+STATE_XATTR = "user.lmfs.state"
+
+_NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
+
+Owner = tuple[int, int]
+
+
+class Attributes(NamedTuple):
+    """What stat shows; times in nanoseconds, `blocks` of 512 bytes as they are on disk."""
+
+    mode: int
+    inode: int
+    links: int
+    uid: int
+    gid: int
+    device: int
+    size: int
+    blocks: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+class Entry(NamedTuple):
+    """A directory's entry; `mode` holds the file type only."""
+
+    name: str
+    mode: int
+
+
+class Vfs:
+    """A store's tree, to be read and written; close it to give everything back."""
+
+    def __init__(self, store: Store, *, cache_bytes: int = DEFAULT_CACHE_BYTES) -> None:
+        self.store = store
+        self.marks = Marks(store)
+        self.cache = ChunkCache(cache_bytes)
+        self._files = Handles(self.marks, self.cache)
+
+    def close(self) -> None:
+        self._files.close()
+        self.marks.close()
+
+    # ------------------------------------------------------------------------------- attributes
+
+    def attributes(self, path: str, handle: int | None = None) -> Attributes:
+        """The attributes of a path, or of the file that a handle has open."""
+        self._refuse_private(path)
+        if handle is not None:
+            fd = self._files.descriptor(handle)
+            status = os.fstat(fd)
+            # Without a name it was replaced or removed; then what the path says is newer.
+            if status.st_nlink or not self._exists(path):
+                return self._describe(path, status, fd)
+        return self._describe(path, self._stat(path), None)
+
+    def _describe(self, path: str, status: os.stat_result, fd: int | None) -> Attributes:
+        size, inode = status.st_size, status.st_ino
+        if stat.S_ISREG(status.st_mode):
+            if fd is None:
+                facts = self.marks.facts_of_path(path, status)
+            else:
+                facts = self.marks.facts_of_fd(fd)
+            inode = facts.inode
+            if facts.state is not State.HOT:
+                size = facts.size
+        return Attributes(
+            mode=status.st_mode,
+            inode=inode,
+            links=status.st_nlink,
+            uid=status.st_uid,
+            gid=status.st_gid,
+            device=status.st_rdev,
+            size=size,
+            blocks=status.st_blocks,
+            atime_ns=status.st_atime_ns,
+            mtime_ns=status.st_mtime_ns,
+            ctime_ns=status.st_ctime_ns,
+        )
+
+    def list_directory(self, path: str) -> Iterator[Entry]:
+        self._refuse_private(path)
+        fd = self._open_directory(path)
+        try:
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    if not self.store.is_private(_join(path, entry.name)):
+                        yield Entry(entry.name, _entry_type(entry))
+        finally:
+            os.close(fd)
+
+    def read_link(self, path: str) -> str:
+        self._refuse_private(path)
+        return os.readlink(path, dir_fd=self.store.root_fd)
+
+    def change_mode(self, path: str, mode: int) -> None:
+        self._refuse_private(path)
+        # chmod(2) follows symlinks; the kernel sends none, and a race must not lead outside.
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW, dir_fd=self.store.root_fd)
+        try:
+            os.chmod(f"/proc/self/fd/{fd}", mode)
+        finally:
+            os.close(fd)
+
+    def change_owner(self, path: str, uid: int, gid: int) -> None:
+        """-1 leaves the owner, or the group, as it is."""
+        self._refuse_private(path)
+        os.chown(path, uid, gid, dir_fd=self.store.root_fd, follow_symlinks=False)
+
+    def change_times(self, path: str, atime_ns: int | None, mtime_ns: int | None) -> None:
+        """None leaves a time as it is."""
+        self._refuse_private(path)
+        if atime_ns is None or mtime_ns is None:
+            status = self._stat(path)
+            atime_ns = status.st_atime_ns if atime_ns is None else atime_ns
+            mtime_ns = status.st_mtime_ns if mtime_ns is None else mtime_ns
+        times = (atime_ns, mtime_ns)
+        os.utime(path, ns=times, dir_fd=self.store.root_fd, follow_symlinks=False)
+
+    def filesystem(self) -> os.statvfs_result:
+        return os.fstatvfs(self.store.root_fd)
+
+    # ----------------------------------------------------------------------------------- xattrs
+
+    def list_xattrs(self, path: str) -> list[str]:
+        self._refuse_private(path)
+        names = os.listxattr(self.store.real_path(path), follow_symlinks=False)
+        return [name for name in names if not name.startswith(PREFIX)]
+
+    def get_xattr(self, path: str, name: str) -> bytes:
+        """An xattr; STATE_XATTR, which no list shows, says "hot", "frozen" or "damaged"."""
+        self._refuse_private(path)
+        if name == STATE_XATTR:
+            status = self._stat(path)
+            if stat.S_ISREG(status.st_mode):
+                return self.marks.facts_of_path(path, status).state.value.encode()
+        if name.startswith(PREFIX):
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA), path)
+        return os.getxattr(self.store.real_path(path), name, follow_symlinks=False)
+
+    def set_xattr(self, path: str, name: str, value: bytes, flags: int = 0) -> None:
+        self._refuse_private(path)
+        _refuse_own_xattr(path, name)
+        os.setxattr(self.store.real_path(path), name, value, flags, follow_symlinks=False)
+
+    def remove_xattr(self, path: str, name: str) -> None:
+        self._refuse_private(path)
+        _refuse_own_xattr(path, name)
+        os.removexattr(self.store.real_path(path), name, follow_symlinks=False)
+
+    # ------------------------------------------------------------------------------------ names
+
+    def make_directory(self, path: str, mode: int, owner: Owner | None = None) -> None:
+        self._refuse_to_make(path)
+        os.mkdir(path, mode, dir_fd=self.store.root_fd)
+        self._give(path, owner)
+
+    def make_node(self, path: str, mode: int, device: int, owner: Owner | None = None) -> None:
+        self._refuse_to_make(path)
+        os.mknod(path, mode, device, dir_fd=self.store.root_fd)
+        self._give(path, owner)
+
+    def make_symlink(self, target: str, path: str, owner: Owner | None = None) -> None:
+        self._refuse_to_make(path)
+        os.symlink(target, path, dir_fd=self.store.root_fd)
+        self._give(path, owner)
+
+    def link(self, source: str, path: str) -> None:
+        """A second name; a frozen file is thawed first: two names cannot be replaced at once."""
+        self._refuse_private(source)
+        self._refuse_to_make(path)
+        self._files.thaw(source)
+        root = self.store.root_fd
+        os.link(source, path, src_dir_fd=root, dst_dir_fd=root, follow_symlinks=False)
+
+    def rename(self, source: str, target: str, flags: int = 0) -> None:
+        """`flags` are those of renameat2(2); what the backing filesystem cannot do is refused."""
+        self._refuse_private(source)
+        self._refuse_to_make(target)
+        root = self.store.root_fd
+        try:
+            rename(source, target, flags=flags, source_fd=root, target_fd=root)
+        except OSError as error:
+            if flags or error.errno not in _NOT_EMPTY or not self._swept(target):
+                raise
+            rename(source, target, source_fd=root, target_fd=root)
+
+    def remove_file(self, path: str) -> None:
+        self._refuse_private(path)
+        os.unlink(path, dir_fd=self.store.root_fd)
+
+    def remove_directory(self, path: str) -> None:
+        self._refuse_private(path)
+        try:
+            os.rmdir(path, dir_fd=self.store.root_fd)
+        except OSError as error:
+            if error.errno not in _NOT_EMPTY or not self._swept(path):
+                raise
+            os.rmdir(path, dir_fd=self.store.root_fd)
+
+    def _swept(self, path: str) -> bool:
+        """True if there was something in a directory that a crash left and nobody can see."""
+        with contextlib.suppress(OSError):
+            return bool(sweep(self.store, path))
+        return False
+
+    # ------------------------------------------------------------------------------- open files
+
+    def open(self, path: str, flags: int) -> int:
+        """A handle; opening a frozen file for writing thaws it. raises: OSError, LmfsError"""
+        self._refuse_private(path)
+        return self._files.open(path, flags)
+
+    def create(self, path: str, flags: int, mode: int, owner: Owner | None = None) -> int:
+        """Make a file and open it; a file that is there already is opened, unless O_EXCL."""
+        self._refuse_to_make(path)
+        try:
+            handle = self._files.create(path, flags, mode)
+        except FileExistsError:
+            if flags & os.O_EXCL:
+                raise
+            return self._files.open(path, flags)
+        try:
+            self._give(path, owner)
+        except BaseException:
+            self._files.release(handle)
+            raise
+        return handle
+
+    def read(self, handle: int, size: int, offset: int, path: str | None = None) -> bytes:
+        """At most `size` bytes from `offset`; fewer only at the end of the file.
+
+        path: where the file is now, if it has a name; lets the handle follow a replaced file
+        """
+        return self._files.read(handle, size, offset, path)
+
+    def write(self, handle: int, data: bytes, offset: int) -> int:
+        return self._files.write(handle, data, offset)
+
+    def truncate(self, path: str, size: int, handle: int | None = None) -> None:
+        self._refuse_private(path)
+        self._files.truncate(path, size, handle)
+
+    def allocate(self, handle: int, mode: int, offset: int, size: int) -> None:
+        """fallocate(2) without flags; the others are refused."""
+        if mode:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        os.posix_fallocate(self._files.descriptor(handle), offset, size)
+
+    def flush(self, handle: int) -> None:
+        # Closing a duplicate reports what the backing filesystem reports at close (quota, NFS).
+        os.close(os.dup(self._files.descriptor(handle)))
+
+    def sync(self, handle: int, *, data_only: bool = False) -> None:
+        (os.fdatasync if data_only else os.fsync)(self._files.descriptor(handle))
+
+    def sync_directory(self, path: str) -> None:
+        fd = self._open_directory(path)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def release(self, handle: int, path: str | None = None) -> None:
+        """Close a handle. A user's file at `path` that now looks like a frozen one is wrapped."""
+        self._files.release(handle, path)
+
+    # ------------------------------------------------------------------------------ small parts
+
+    def _stat(self, path: str) -> os.stat_result:
+        return os.stat(path, dir_fd=self.store.root_fd, follow_symlinks=False)
+
+    def _exists(self, path: str) -> bool:
+        try:
+            self._stat(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _open_directory(self, path: str) -> int:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+        return os.open(path, flags, dir_fd=self.store.root_fd)
+
+    def _give(self, path: str, owner: Owner | None) -> None:
+        """Give a new file to who made it; a set-group-id directory keeps its group."""
+        if owner is None:
+            return
+        uid, gid = owner
+        parent = self._stat(os.path.dirname(path) or ".")
+        status = self._stat(path)
+        if parent.st_mode & stat.S_ISGID:
+            gid = parent.st_gid
+        if (status.st_uid, status.st_gid) == (uid, gid):
+            return
+        self.change_owner(path, uid, gid)
+        # chown clears set-user-id and set-group-id, which the maker may have asked for.
+        if status.st_mode & (stat.S_ISUID | stat.S_ISGID) and not stat.S_ISLNK(status.st_mode):
+            self.change_mode(path, stat.S_IMODE(status.st_mode))
+
+    def _refuse_private(self, path: str) -> None:
+        if self.store.is_private(path):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+    def _refuse_to_make(self, path: str) -> None:
+        if self.store.is_private(path):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
+
+
+def _join(directory: str, name: str) -> str:
+    return name if directory == "." else f"{directory}/{name}"
+
+
+def _entry_type(entry: os.DirEntry[str]) -> int:
+    if entry.is_symlink():
+        return stat.S_IFLNK
+    if entry.is_dir(follow_symlinks=False):
+        return stat.S_IFDIR
+    if entry.is_file(follow_symlinks=False):
+        return stat.S_IFREG
+    return stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)
+
+
+def _refuse_own_xattr(path: str, name: str) -> None:
+    if name.startswith(PREFIX):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)

@@ -1,0 +1,40 @@
+"""Shared fixtures, and which tests this machine can run.
+
+tests/test_training.py needs torch: it is collected where torch is installed, and with
+--with-train it is an error if torch is not (tools/test gives that in CI).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+
+import pytest
+
+from lmfs.models.package import ModelPackage
+
+DATA = pathlib.Path(__file__).with_name("data")
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+
+collect_ignore = [] if HAS_TORCH else ["test_training.py"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--with-train", action="store_true", help="fail if torch is not installed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--with-train") and not HAS_TORCH:
+        raise pytest.UsageError("--with-train: torch is not installed")
+
+
+@pytest.fixture(scope="session")
+def data() -> pathlib.Path:
+    """The committed test files."""
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ModelPackage:
+    """A very small exact model, so that tests that need one are quick."""
+    return ModelPackage.load(DATA / "tiny.lmm")

@@ -1,0 +1,125 @@
+"""Packages, their ids, where they are found, and what bad ones get."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+
+import pytest
+
+from lmfs.errors import ModelError, UnknownModelError
+from lmfs.models import registry
+from lmfs.models.package import ModelPackage, model_id, write_package
+from lmfs.models.verify import verify
+
+
+def members(path):
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def rewrite(package: ModelPackage, path, **changes):
+    """The package's members with some replaced (None: left out)."""
+    parts = members(package.path)
+    for name, value in changes.items():
+        key = next(k for k in parts if k.split(".")[0].split("/")[-1] == name.replace("_", "-"))
+        if value is None:
+            del parts[key]
+        else:
+            parts[key] = value
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, value in parts.items():
+            archive.writestr(name, value)
+    return path
+
+
+def test_id_depends_on_weights_tokenizer_and_architecture_only(tiny, tmp_path):
+    parts = members(tiny.path)
+    card = json.loads(parts["card.json"])
+    assert tiny.id == model_id(card["architecture"], parts["tokenizer.json"], parts["weights.onnx"])
+    renamed = rewrite(tiny, tmp_path / "a.lmm", card=json.dumps({**card, "name": "x"}).encode())
+    assert ModelPackage.load(renamed).id == tiny.id
+    changed = bytearray(parts["weights.onnx"])
+    changed[len(changed) // 2] ^= 1
+    other = rewrite(tiny, tmp_path / "b.lmm", weights=bytes(changed))
+    assert ModelPackage.load(other).id != tiny.id
+
+
+def test_written_package_does_not_depend_on_the_clock(tiny, tmp_path):
+    parts = members(tiny.path)
+    arguments = {
+        "card": dict(tiny.card),
+        "tokenizer": parts["tokenizer.json"],
+        "weights": parts["weights.onnx"],
+        "graphs": {"step-uint8": parts["graph/step-uint8.onnx"]},
+        "golden": parts["golden.npz"],
+    }
+    for name in ("a.lmm", "b.lmm"):
+        write_package(tmp_path / name, **arguments)
+    assert (tmp_path / "a.lmm").read_bytes() == (tmp_path / "b.lmm").read_bytes()
+    assert ModelPackage.load(tmp_path / "a.lmm").id == tiny.id
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"weights": None}, "without a part"),
+        ({"card": b"{"}, "unreadable model card"),
+        ({"card": b"[]"}, "unreadable model card"),
+        ({"card": b'{"architecture": {"kind": "x", "start_token": 0}}'}, "unknown model arch"),
+    ],
+)
+def test_bad_packages(tiny, tmp_path, changes, complaint):
+    path = rewrite(tiny, tmp_path / "bad.lmm", **changes)
+    with pytest.raises(ModelError, match=complaint):
+        ModelPackage.load(path)
+
+
+def test_every_damaged_byte_of_a_package_is_noticed_or_harmless(tiny, tmp_path):
+    whole = tiny.path.read_bytes()
+    path = tmp_path / "damaged.lmm"
+    for at in range(0, len(whole), max(1, len(whole) // 150)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x40]) + whole[at + 1 :])
+        try:
+            package = ModelPackage.load(path)
+        except ModelError:
+            continue
+        assert package.id == tiny.id  # a graph, a golden vector or slack in the zip
+    for length in range(0, len(whole), max(1, len(whole) // 50)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ModelError):
+            ModelPackage.load(path)
+
+
+def test_registry_finds_by_id_not_by_name(tiny, tmp_path, monkeypatch):
+    shutil.copy(tiny.path, tmp_path / "any name.lmm")
+    assert registry.find(tiny.id, [tmp_path]).id == tiny.id
+    assert registry.find(tiny.id, [tmp_path / "any name.lmm"]).id == tiny.id
+    monkeypatch.setenv(registry.PATH_VARIABLE, str(tmp_path))
+    assert registry.find(tiny.id).id == tiny.id
+    monkeypatch.delenv(registry.PATH_VARIABLE)
+    with pytest.raises(UnknownModelError, match=tiny.id.hex()) as caught:
+        registry.find(tiny.id)
+    assert registry.PATH_VARIABLE in str(caught.value)
+    assert str(registry.SHIPPED_FOLDER) in str(caught.value)
+
+
+def test_shipped_model():
+    package = registry.shipped()
+    assert registry.find(package.id).path == package.path
+    assert set(package.card["bits_per_byte"]) >= {"wiki.txt", "books.txt", "code.py.txt"}
+    with pytest.raises(ModelError, match="base-1"):
+        registry.shipped("no-such")
+
+
+def test_verify_passes_the_tiny_model_and_finds_a_changed_weight(tiny, tmp_path):
+    findings = verify(tiny.path)
+    assert len(findings) == 10
+    assert all(finding.ok for finding in findings)
+    weights = bytearray(members(tiny.path)["weights.onnx"])
+    for at in range(1000, 3000, 50):
+        weights[at] = 5
+    path = rewrite(tiny, tmp_path / "changed.lmm", weights=bytes(weights))
+    bad = [finding.what for finding in verify(path) if not finding.ok]
+    assert any(what.startswith("golden vectors") for what in bad)
