@@ -142,7 +142,7 @@ def parse_heads(heads: bytes, header: Header, first: int, limit: int, where: obj
     chunk = np.flatnonzero(is_chunk)
     if np.any(codings[chunk] >= len(header.codings)):
         raise DamagedError("index: an undeclared coding", where=where)
-    if np.any(payloads[chunk] > sizes[chunk]):
+    if np.any((payloads[chunk] > sizes[chunk]) | (payloads[chunk] < 1)):
         raise DamagedError("index: a chunk's coded length", where=where)
     if section_bytes > limit:
         raise DamagedError("index: lengths", where=where)

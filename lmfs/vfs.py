@@ -228,7 +228,7 @@ class Vfs:
     def _swept(self, path: str) -> bool:
         """True if there was something in a directory that a crash left and nobody can see."""
         with contextlib.suppress(OSError):
-            return bool(sweep(self.store, path))
+            return bool(sweep(self.marks, path))
         return False
 
     # ------------------------------------------------------------------------------- open files

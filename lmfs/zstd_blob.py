@@ -15,7 +15,7 @@ PREFIX = bytes.fromhex("28b52ffd00")
 
 
 def compress(data: bytes, level: int) -> bytes:
-    """`data` as a zstd blob."""
+    """`data`, which is not empty, as a zstd blob."""
     compressor = zstandard.ZstdCompressor(
         level=level, write_content_size=False, write_checksum=False, write_dict_id=False
     )

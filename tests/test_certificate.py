@@ -138,7 +138,6 @@ def test_external_tensors_and_custom_operators_are_refused():
         certificate.prove(model([node("Abs", "x", "y")], {}, domain="com.example"))
     whole = model([node("Abs", "x", "y")], {})
 
-
     proto = onnx.ModelProto.FromString(whole)
     tensor = proto.graph.initializer[0]
     tensor.data_location = TensorProto.EXTERNAL

@@ -143,7 +143,7 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def integers(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(weights, bias in accumulator units, exponent of each row), as float32, float32, int32."""
+        """Weights and bias as integers in float32 (bias in accumulator units), row exponents."""
         weight, exponent = quantise_rows(self.weight)
         unit = exponent + self.input_bits
         bias = torch.floor(torch.ldexp(self.bias.detach(), unit) + 0.5)
@@ -206,9 +206,7 @@ class _Scan(torch.autograd.Function):
         u, c, h0 = u.contiguous(), c.contiguous(), h0.contiguous()
         h = torch.empty_like(u)
         batch, time, channels = u.shape
-        _kernels().scan_forward(
-            *_pointers(u, c, h0, h), batch, time, channels, int(quantised)
-        )
+        _kernels().scan_forward(*_pointers(u, c, h0, h), batch, time, channels, int(quantised))
         ctx.save_for_backward(u, c, h0, h)
         return h
 
@@ -238,7 +236,9 @@ class Layer(nn.Module):
         with torch.no_grad():  # time constants from 2 to 500 tokens
             self.gate.bias.copy_(torch.logspace(-0.15, -1.35, width)[torch.randperm(width)])
 
-    def forward(self, x: Tensor, state: list[Tensor], quantised: bool) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, x: Tensor, state: list[Tensor], quantised: bool
+    ) -> tuple[Tensor, list[Tensor]]:
         q = quantised
         n = norm(x, q)
         s = self.shift_time(n, state[0], q)

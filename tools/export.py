@@ -123,7 +123,7 @@ def main() -> None:
     card = {"name": args.name, "training": args.training, "bits_per_byte": args.measured}
     tokenizer_json = Tokenizer.from_json(args.vocab.read_bytes()).to_json()
     package = export(model, tokenizer_json, args.out, card)
-    print(f"{args.out}: model {package.id.hex()}, {package.size_bytes:,} bytes, all lowerings exact")
+    print(f"{args.out}: model {package.id.hex()}, {package.size_bytes:,} bytes; exact")
 
 
 if __name__ == "__main__":

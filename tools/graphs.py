@@ -261,9 +261,7 @@ class GraphWriter:
             x = self.layer(x, k)
         z = self.linear(self.norm(x), "head", signed=True)
         logits = self.floor_clip(z, -em.LOGIT_MAX, em.LOGIT_MAX)
-        self.b.nodes.append(
-            helper.make_node("Cast", [logits], ["logits"], to=TensorProto.INT16)
-        )
+        self.b.nodes.append(helper.make_node("Cast", [logits], ["logits"], to=TensorProto.INT16))
         out = helper.make_tensor_value_info("logits", TensorProto.INT16, [*dims, self.shape.vocab])
         graph = helper.make_graph(
             self.b.nodes,

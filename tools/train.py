@@ -148,10 +148,8 @@ def evaluate(model: ExactModel, folder: pathlib.Path, quantised: bool) -> dict[s
                 n, state = model(inputs[:, t : t + WINDOW], state, quantised)
                 wanted = piece[:, t : t + WINDOW]
                 counted = (torch.arange(t, t + n.shape[1])[None] < length[:, None]).flatten()
-                loss = code_length_nats(
-                    model, n.flatten(0, 1)[counted][None], wanted.flatten()[counted][None], quantised
-                )
-                nats += loss.item()
+                n, wanted = n.flatten(0, 1)[counted][None], wanted.flatten()[counted][None]
+                nats += code_length_nats(model, n, wanted, quantised).item()
         result[path.stem] = nats / np.log(2) / int(sample["bytes"])
     return result
 
@@ -185,7 +183,6 @@ def main() -> None:
         print(f"resumed at step {step}, {seen / 1e6:.1f} M tokens", flush=True)
     streams = Streams(args.work / "tokens", s.rows, s.seed + step)
     states: list = [model.initial_state(s.micro_rows) for _ in range(s.rows // s.micro_rows)]
-    log = (args.work / "log.jsonl").open("a")
 
     def save() -> None:
         state = {
@@ -199,8 +196,8 @@ def main() -> None:
 
     def report(**what: object) -> None:
         line = json.dumps({"step": step, "seen": seen, **what})
-        log.write(line + "\n")
-        log.flush()
+        with (args.work / "log.jsonl").open("a") as log:
+            log.write(line + "\n")
         print(line, flush=True)
 
     began = last_save = last_eval = last_report = time.monotonic()

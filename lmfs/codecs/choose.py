@@ -44,7 +44,7 @@ class Chooser:
     def choose(self, chunks: Sequence[bytes]) -> list[tuple[int, bytes]]:
         """For each chunk (none is empty) the number of its coding in `codings`, and its blob.
 
-        A blob is never longer than its chunk.
+        A blob is never empty and never longer than its chunk.
         """
         best = [(0, chunk) for chunk in chunks]
         for number in range(1, len(self._codecs)):
@@ -58,7 +58,7 @@ class Chooser:
                 continue
             blobs = self._codecs[number].encode([chunks[i] for i in trial])
             for i, blob in zip(trial, blobs, strict=True):
-                if len(blob) < len(best[i][1]):
+                if 0 < len(blob) < len(best[i][1]):
                     best[i] = (number, blob)
         return best
 

@@ -121,7 +121,9 @@ class OrtEngine:
     def start(self, lanes: int) -> LaneState:
         """Zeros: what every lane starts from."""
         arrays: dict[str, NDArray[Any]] = {}
-        for value in self._session(self._step if "step" in self._step else self._sequence).get_inputs():
+        for value in self._session(
+            self._step if "step" in self._step else self._sequence
+        ).get_inputs():
             if value.name == "tokens":
                 continue
             dtype = np.int64 if "int64" in value.type else np.float32

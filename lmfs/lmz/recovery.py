@@ -323,7 +323,8 @@ class _Walk:
             flags, _, heads = index_body(self._source.pread(end - at, at), at, None)
             if flags & INDEX_HEADER_COPY:
                 heads = heads[header_length(heads) :]
-            layout = parse_heads(heads, header, 0, at, None)
+            # Bytes before it may be missing: no limit but what can be counted.
+            layout = parse_heads(heads, header, 0, 1 << 62, None)
         except (FormatError, DamagedError):
             return "an index section"
         return _End(min(self._end, end + header.trailer_bytes), layout.size)

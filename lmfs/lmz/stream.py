@@ -171,7 +171,7 @@ class _Member:
                 coding, payload = word & header.escape, word >> header.coding_bits
                 if not 0 < size < header.chunk_size:
                     raise DamagedError("a short chunk's size", where=self._where, got=size)
-            if coding >= len(header.codings) or payload > size:
+            if coding >= len(header.codings) or not 0 < payload <= size:
                 raise DamagedError(
                     "frame head", where=self._where, got=f"{head.hex(' ')} at {offset}"
                 )

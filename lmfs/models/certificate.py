@@ -166,7 +166,11 @@ class _Walk:
             for attribute in node.attribute:
                 operators |= {inner.op_type for inner in attribute.g.node}
         return Proof(
-            self.checked, tuple(sorted(operators)), float(self.widest[0]), self.widest[1], self.lemmas
+            self.checked,
+            tuple(sorted(operators)),
+            float(self.widest[0]),
+            self.widest[1],
+            self.lemmas,
         )
 
     def step(self, inputs: dict[str, Bound]) -> None:
@@ -216,9 +220,7 @@ class _Walk:
         return node if node is not None and node.op_type == op_type else None
 
 
-def _bound(
-    low: object, high: object, grid: object, dtype: int, channels: int | None
-) -> Bound:
+def _bound(low: object, high: object, grid: object, dtype: int, channels: int | None) -> Bound:
     return Bound(
         np.asarray(low, np.float64),
         np.asarray(high, np.float64),

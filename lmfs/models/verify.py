@@ -11,6 +11,7 @@ import pathlib
 import zipfile
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..engines.ort import OrtEngine
 from ..errors import LmfsError, ModelError
@@ -54,9 +55,8 @@ def verify(path: pathlib.Path | str) -> list[Finding]:
     return findings
 
 
-def _golden(
-    package: ModelPackage,
-) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.int64]], np.ndarray, int]:  # type: ignore[type-arg]
+def _golden(package: ModelPackage) -> tuple[NDArray[np.int64], NDArray[np.int16], int]:
+    """Tokens (lanes, time), the logits of every n-th step, and n."""
     try:
         with np.load(io.BytesIO(package.golden()), allow_pickle=False) as golden:
             return golden["tokens"], golden["logits"], int(golden["every"])

@@ -32,6 +32,18 @@ std::string_view view(const nb::bytes& bytes) {
     return {static_cast<const char*>(bytes.data()), bytes.size()};
 }
 
+nb::bytes to_bytes(nb::handle item) {
+    if (!nb::isinstance<nb::bytes>(item)) throw nb::type_error("expected bytes");
+    return nb::borrow<nb::bytes>(item);
+}
+
+std::size_t to_size(nb::handle item) {
+    std::int64_t size = 0;
+    if (!nb::try_cast(item, size)) throw nb::type_error("decoder: a size is not an integer");
+    if (size < 0) throw std::invalid_argument("decoder: a size is negative");
+    return static_cast<std::size_t>(size);
+}
+
 template <typename T>
 nb::ndarray<nb::numpy, T, nb::ndim<1>> to_numpy(std::vector<T> values) {
     auto* owned = new std::vector<T>(std::move(values));
@@ -57,7 +69,7 @@ std::shared_ptr<Vocabulary> make_vocabulary(nb::sequence spellings) {
     std::vector<nb::bytes> kept;  // keeps what the views look at
     std::vector<std::string_view> views;
     for (nb::handle item : spellings) {
-        kept.push_back(nb::cast<nb::bytes>(item));
+        kept.push_back(to_bytes(item));
         views.push_back(view(kept.back()));
     }
     nb::gil_scoped_release unlocked;
@@ -89,13 +101,9 @@ struct Decoder : lmfs::TokenDecoder {
 void make_decoder(Decoder* self, std::shared_ptr<Vocabulary> vocabulary, const Table& table,
                   nb::sequence blobs, nb::sequence sizes) {
     std::vector<std::string> copies;
-    for (nb::handle blob : blobs) copies.emplace_back(view(nb::cast<nb::bytes>(blob)));
+    for (nb::handle blob : blobs) copies.emplace_back(view(to_bytes(blob)));
     std::vector<std::size_t> numbers;
-    for (nb::handle size : sizes) {
-        const auto number = nb::cast<std::int64_t>(size);
-        if (number < 0) throw std::invalid_argument("decoder: a size is negative");
-        numbers.push_back(static_cast<std::size_t>(number));
-    }
+    for (nb::handle size : sizes) numbers.push_back(to_size(size));
     new (self) Decoder(std::move(vocabulary), to_table(table), std::move(copies), numbers);
 }
 

@@ -17,16 +17,17 @@
 //
 // Bit 1 takes the lower part [0, bound), bit 0 the upper part [bound, range).
 //
-// End of a blob: of all numbers in the last interval the one with the most zero bits at its end is
-// written, without those zeros, counting 32 or 24 bits of the window (invariant 1: there is always
-// a multiple of 2^24 inside). A blob is therefore exactly `shifts` or `shifts + 1` bytes long, and
-// there is exactly one blob for a sequence of decisions; RangeDecoder::ends_here() demands it.
+// End of a blob: if a multiple of 2^32 is inside the last interval, it is written without its four
+// zero bytes; else the largest multiple of 2^24 inside (invariant 1: there is one), without its
+// three. A blob is therefore exactly `shifts` or `shifts + 1` bytes long, and there is exactly one
+// blob for a sequence of decisions; RangeDecoder::ends_here() demands it.
 
 #pragma once
 
 #include <cassert>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 namespace lmfs {

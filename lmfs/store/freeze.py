@@ -21,7 +21,6 @@ import blake3
 from ..container import DEFAULT_CHUNK_SIZE
 from ..errors import BusyError, DamagedError, LmfsError, VerifyError
 from ..lmz import ChunkCache, LmzReader, LmzWriter
-from .inodes import KEPT_MARK
 from .marks import FROZEN_MARK, PLAIN_MARK, Marks, State, frozen_mark, looks_frozen
 from .publish import Replacement, Source, reached
 from .system import Lease
@@ -87,11 +86,12 @@ def freeze(
             if facts.state is State.FROZEN:
                 raise _Unfit("frozen already")
             _check_sparse(source)
-            with Replacement(source) as new:
+            with Replacement(source, marks, facts.inode) as new:
                 digest = _encode(source, new.fd, chooser, chunk_size, progress)
                 if model is not None and _uses_model(new, marks):
                     store.pin_model(model.id, model.path)
-                new.describe(_marks_of_frozen(marks, source, new, facts.inode))
+                own = {FROZEN_MARK: frozen_mark(store.id, source.status.st_size)}
+                new.describe(own if store.xattr_marks else {})
                 new.sync()
                 after = os.fstat(new.fd).st_blocks * 512
                 if after >= on_disk and not even_if_larger:
@@ -131,10 +131,10 @@ def thaw(
         if facts.state is State.HOT:
             return Outcome(path, Action.SKIPPED, facts.size, on_disk, on_disk, "not frozen")
         size = facts.size if keep_bytes is None else min(keep_bytes, facts.size)
-        with Replacement(source) as new:
+        with Replacement(source, marks, facts.inode) as new:
             digest = _decode(marks, source, new.fd, size, progress)
-            own = {PLAIN_MARK: b"1"} if looks_frozen(new.fd) else {}
-            new.describe(own | _kept_inode(marks, source, new, facts.inode))
+            is_own_like = store.xattr_marks and looks_frozen(new.fd)
+            new.describe({PLAIN_MARK: b"1"} if is_own_like else {})
             new.sync()
             _verify_thawed(marks, path, new, digest)
             new.publish(None, source.has_moved)
@@ -225,22 +225,6 @@ def _decoded(reader: LmzReader, size: int) -> Iterator[bytes]:
 def _uses_model(new: Replacement, marks: Marks) -> bool:
     with _read_back(new, marks) as reader:
         return any(c.model_id is not None for m in reader.members for c in m.codings)
-
-
-def _kept_inode(marks: Marks, source: Source, new: Replacement, shown: int) -> dict[str, bytes]:
-    if not marks.store.xattr_marks:
-        return {}
-    marks.inodes.keep(shown)
-    return {KEPT_MARK: marks.inodes.mark(shown, os.fstat(new.fd).st_ino)}
-
-
-def _marks_of_frozen(
-    marks: Marks, source: Source, new: Replacement, shown: int
-) -> dict[str, bytes]:
-    if not marks.store.xattr_marks:
-        return {}
-    mark = frozen_mark(marks.store.id, source.status.st_size)
-    return {FROZEN_MARK: mark} | _kept_inode(marks, source, new, shown)
 
 
 def _verify_frozen(marks: Marks, path: str, new: Replacement, digest: bytes) -> None:

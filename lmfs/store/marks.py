@@ -4,8 +4,9 @@ Owns: the xattrs `user.lmfs.frozen` and `user.lmfs.plain`, and the rules below. 
 lmfs.container and lower. Any thread may call it.
 
 A frozen file carries three marks: the magic of a frozen container at its beginning; a checked
-trailer at its end that names its store and fits its length; and the xattr FROZEN_MARK (store id,
-decoded size). No single damage, and no lost xattrs, makes a frozen file look hot:
+trailer at its end that names its store and fits its length; and the xattr FROZEN_MARK (half of
+the store's id and the decoded size: with KEPT_MARK it just fits into an ext4 inode, and costs no
+block). No single damage, and no lost xattrs, makes a frozen file look hot:
 
     magic     trailer   FROZEN_MARK        the file is
     no        no        absent             hot
@@ -37,7 +38,7 @@ FROZEN_MARK = "user.lmfs.frozen"
 PLAIN_MARK = "user.lmfs.plain"
 PREFIX = "user.lmfs."
 
-_VALUE = struct.Struct("<16sQ")
+_VALUE = struct.Struct("<8sQ")
 _CACHED_FILES = 1 << 16
 _CLOCK_TICK_NS = 20_000_000
 _NO_XATTR = (errno.ENODATA, errno.ENOTSUP, errno.EPERM, errno.EACCES)
@@ -146,7 +147,7 @@ class Marks:
 
 def frozen_mark(store_id: bytes, size: int) -> bytes:
     """The value of FROZEN_MARK for a file of `size` decoded bytes."""
-    return _VALUE.pack(store_id, size)
+    return _VALUE.pack(store_id[:8], size)
 
 
 def read_ends(fd: int, size: int) -> tuple[bool, Trailer | None]:

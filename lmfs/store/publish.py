@@ -29,8 +29,9 @@ import os
 from collections.abc import Callable
 
 from ..errors import BusyError
-from .marks import PREFIX
-from .store import TEMPORARY_MARK, Store
+from .inodes import KEPT_MARK
+from .marks import PREFIX, Marks
+from .store import Store
 from .system import Lease, exchange_or_rename
 
 _UNTOUCHABLE = (errno.ENOTSUP, errno.EPERM, errno.EACCES)
@@ -101,14 +102,17 @@ class Source:
 class Replacement:
     """A temporary beside the source; without `publish` it is removed when it is closed."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, marks: Marks, shown_inode: int) -> None:
+        """shown_inode: the number that the source shows, and that this file is to show"""
         self.source = source
         self.published = False
-        store = source.store
+        self._marks = marks
+        self._shown_inode = shown_inode
         head, self._name = os.path.split(source.path)
-        self._directory = os.open(head or ".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=store.root_fd)
+        flags = os.O_RDONLY | os.O_DIRECTORY
+        self._directory = os.open(head or ".", flags, dir_fd=source.store.root_fd)
         try:
-            self._temporary, self.fd = _create_temporary(source, self._directory)
+            self._temporary, self.fd = _create_temporary(marks, shown_inode, self._directory)
         except BaseException:
             os.close(self._directory)
             raise
@@ -117,11 +121,9 @@ class Replacement:
     def describe(self, marks: dict[str, bytes]) -> None:
         """Copy the source's metadata, and set our own xattrs. raises: OSError"""
         reached("written")
-        copy_metadata(self.source.fd, self.fd)
         for name, value in marks.items():
             os.setxattr(self.fd, name, value)
-        if marks:
-            _copy_times(os.fstat(self.source.fd), self.fd)
+        copy_metadata(self.source.fd, self.fd)
         reached("described")
 
     def sync(self) -> None:
@@ -141,22 +143,26 @@ class Replacement:
         moved: tells whether the source is no longer what was read
         raises: BusyError if the source moved or somebody wants it; OSError. Then nothing changed.
         """
+        source = self.source
         if moved() or (lease is not None and lease.wanted):
             raise self._changed()
+        if source.store.xattr_marks:
+            self._marks.inodes.keep(self._shown_inode)
         reached("checked")
-        displaced = exchange_or_rename(self._temporary, self._name, dir_fd=self._directory)
+        try:
+            displaced = exchange_or_rename(self._temporary, self._name, dir_fd=self._directory)
+        except FileNotFoundError:  # removed or renamed in the last microsecond
+            raise self._changed() from None
         if displaced:
             old = os.stat(self._temporary, dir_fd=self._directory, follow_symlinks=False)
-            if old.st_ino != self.source.status.st_ino or (lease is not None and lease.wanted):
+            if old.st_ino != source.status.st_ino or (lease is not None and lease.wanted):
                 exchange_or_rename(self._temporary, self._name, dir_fd=self._directory)
                 raise self._changed()
         self.published = True
         reached("swapped")
         try:
             # What was done to the metadata since they were copied was done to the old inode.
-            copy_metadata(self.source.fd, self.fd)
-            with contextlib.suppress(OSError):
-                os.removexattr(self.fd, TEMPORARY_MARK)
+            copy_metadata(source.fd, self.fd)
         finally:
             os.fsync(self._directory)
             reached("durable")
@@ -229,18 +235,19 @@ def _open_quietly(path: str, root_fd: int) -> int:
         return os.open(path, flags, dir_fd=root_fd)
 
 
-def _create_temporary(source: Source, directory: int) -> tuple[str, int]:
+def _create_temporary(marks: Marks, shown_inode: int, directory: int) -> tuple[str, int]:
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     while True:
-        name = source.store.new_temporary_name(source.status.st_ino)
+        name = marks.store.new_temporary_name(shown_inode)
         fd = os.open(name, flags, 0o600, dir_fd=directory)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             if not os.fstat(fd).st_nlink:  # a sweep came between
                 os.close(fd)
                 continue
-            if source.store.xattr_marks:
-                os.setxattr(fd, TEMPORARY_MARK, b"1")
+            if marks.store.xattr_marks:
+                mark = marks.inodes.mark(shown_inode, os.fstat(fd).st_ino)
+                os.setxattr(fd, KEPT_MARK, mark)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=directory)
@@ -249,36 +256,41 @@ def _create_temporary(source: Source, directory: int) -> tuple[str, int]:
         return name, fd
 
 
-def sweep(store: Store, directory: str) -> list[str]:
+def sweep(marks: Marks, directory: str) -> list[str]:
     """Remove what crashes left in a directory (not below it); the names removed.
 
-    Removed is only a file of our own name that nobody locks and that is ours by content: a
-    temporary by its xattr, or the replaced source by the inode number in the name.
+    A temporary's name holds the inode number that its source shows, and so does the temporary
+    show from its first byte on. Removed is only what has such a name, shows that number, and is
+    locked by nobody: a temporary, or the source that changed places with one. Another file that
+    got there, by a rename in the very moment of a swap and a crash after it, shows another number.
     """
+    store = marks.store
     removed = []
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY, dir_fd=store.root_fd)
     try:
         for name in os.listdir(fd):
-            source_inode = store.temporary_source(name)
-            if source_inode is not None and _remove_leftover(store, fd, name, source_inode):
+            number = store.temporary_inode(name)
+            if number is not None and _remove_leftover(marks, fd, name, number):
                 removed.append(name)
     finally:
         os.close(fd)
     return removed
 
 
-def _remove_leftover(store: Store, directory: int, name: str, source_inode: int) -> bool:
+def _remove_leftover(marks: Marks, directory: int, name: str, number: int) -> bool:
     try:
         leftover = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
     except OSError:
         return False
     try:
         fcntl.flock(leftover, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        ours = not store.xattr_marks or os.fstat(leftover).st_ino == source_inode
-        if not ours:
-            os.getxattr(leftover, TEMPORARY_MARK)
+        if marks.store.xattr_marks and os.fstat(leftover).st_size:
+            shown = marks.facts_of_fd(leftover).inode
+            # Between the journal's entry and the swap the source has no mark of its own.
+            if number not in (shown, os.fstat(leftover).st_ino):
+                return False
         os.unlink(name, dir_fd=directory)
-    except OSError:  # locked by who writes it, or not ours
+    except OSError:  # locked by who writes it
         return False
     finally:
         os.close(leftover)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import re
@@ -29,7 +30,6 @@ from ..errors import DamagedError, FormatError, StoreError, VersionError
 DIRECTORY = ".lmfs"
 VERSION = 1
 STORE_ID_BYTES = 16
-TEMPORARY_MARK = "user.lmfs.temporary"
 
 _DESCRIPTION = "store.json"
 _MODELS = "models"
@@ -106,11 +106,11 @@ class Store:
 
     # ------------------------------------------------------------------------------ own names
 
-    def new_temporary_name(self, source_inode: int) -> str:
-        """A name for a file that is to replace the file with this inode number."""
-        return f".lmfs-{self.id[:4].hex()}-{source_inode:x}-{secrets.token_hex(4)}.tmp"
+    def new_temporary_name(self, shown_inode: int) -> str:
+        """A name for a file that is to replace the file that shows this inode number."""
+        return f".lmfs-{self.id[:4].hex()}-{shown_inode:x}-{secrets.token_hex(4)}.tmp"
 
-    def temporary_source(self, name: str) -> int | None:
+    def temporary_inode(self, name: str) -> int | None:
         """The inode number in a temporary's name; None if this is no name of this store's."""
         match = _TEMPORARY.fullmatch(name)
         if match is None or match[1] != self.id[:4].hex():
@@ -120,19 +120,24 @@ class Store:
     def is_private(self, path: str) -> bool:
         """True for what the mounted tree neither shows nor lets be made."""
         parts = path.split("/")
-        return parts[0] == DIRECTORY or self.temporary_source(parts[-1]) is not None
+        return parts[0] == DIRECTORY or self.temporary_inode(parts[-1]) is not None
 
     # --------------------------------------------------------------------------------- models
 
     @property
+    def models_path(self) -> str:
+        """Where the store keeps its models, relative to its root."""
+        return f"{DIRECTORY}/{_MODELS}"
+
+    @property
     def models(self) -> Path:
         """Where the store keeps its models; valid in this process only."""
-        return Path(self.real_path(f"{DIRECTORY}/{_MODELS}"))
+        return Path(self.real_path(self.models_path))
 
     def pinned_models(self) -> dict[bytes, int]:
         """The ids of the models kept in the store, and their packages' sizes in bytes."""
         found = {}
-        for entry in _scan(f"{DIRECTORY}/{_MODELS}", self.root_fd):
+        for entry in _scan(self.models_path, self.root_fd):
             stem, suffix = os.path.splitext(entry.name)
             if suffix == _MODEL_SUFFIX and len(stem) == 32:
                 with contextlib.suppress(ValueError):
@@ -141,7 +146,7 @@ class Store:
 
     def pin_model(self, model_id: bytes, package: str | os.PathLike[str]) -> None:
         """Copy a model package into the store, durably; nothing to do if it is there."""
-        directory = f"{DIRECTORY}/{_MODELS}"
+        directory = self.models_path
         target = f"{directory}/{model_id.hex()}{_MODEL_SUFFIX}"
         if _exists(target, self.root_fd):
             return
@@ -154,6 +159,7 @@ class Store:
                 open(package, "rb") as source,
                 open(_create(temporary, self.root_fd), "wb") as copy,
             ):
+                fcntl.flock(copy, fcntl.LOCK_EX)
                 shutil.copyfileobj(source, copy)
                 copy.flush()
                 os.fsync(copy.fileno())
@@ -163,6 +169,22 @@ class Store:
                 os.unlink(temporary, dir_fd=self.root_fd)
             raise
         _fsync_directory(directory, self.root_fd)
+
+    def sweep_models(self) -> list[str]:
+        """Remove half-copied models that a crash left; the paths removed."""
+        names = [entry.name for entry in _scan(self.models_path, self.root_fd)]
+        left = [f"{self.models_path}/{n}" for n in names if self.temporary_inode(n) is not None]
+        return [path for path in left if _remove_unlocked(path, self.root_fd)]
+
+
+def _remove_unlocked(path: str, dir_fd: int) -> bool:
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=dir_fd), "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path, dir_fd=dir_fd)
+    except OSError:  # gone, or still being written
+        return False
+    return True
 
 
 def _exists(path: str, dir_fd: int) -> bool:

@@ -1,0 +1,109 @@
+"""What `freeze` and `thaw` have in common: a job for each regular file of some paths.
+
+Owns: the loop, its per-file errors, and the summary. One thread.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import sys
+from collections.abc import Callable
+
+import typer
+from rich.filesize import decimal
+
+from ..errors import LmfsError
+from ..store.freeze import Action, Outcome
+from ..store.locate import Place, locate
+from ..store.marks import Marks
+from ..store.publish import sweep
+from ..store.walk import regular_files, sweep_tree
+from . import exit_code, message
+from .progress import ByteProgress
+
+Job = Callable[[Marks, str, Callable[[int], None]], Outcome]
+
+
+class _Tally:
+    """What was done so far."""
+
+    def __init__(self) -> None:
+        self.done: list[Outcome] = []
+        self.reasons: collections.Counter[str] = collections.Counter()
+        self.first_error: BaseException | None = None
+
+    def summary(self, verb: str) -> str:
+        before = sum(outcome.before_bytes for outcome in self.done)
+        after = sum(outcome.after_bytes for outcome in self.done)
+        text = f"{verb} {len(self.done)} file{'' if len(self.done) == 1 else 's'}"
+        if self.done:
+            text += f": {decimal(before)} on disk before, {decimal(after)} after"
+        for reason, count in self.reasons.most_common():
+            text += f"\nleft {count}: {reason}"
+        return text
+
+
+def run(verb: str, paths: list[str], job: Job, *, create: bool, verbose: bool) -> None:
+    """Do the job for every file; exits with the first error's code if there was one."""
+    tally = _Tally()
+    for path in paths:
+        try:
+            place = locate(path, create=create)
+        except (LmfsError, OSError) as error:
+            _report(tally, path, error)
+            continue
+        with place.store:
+            _run_place(verb, place, path, job, tally, verbose)
+    print(tally.summary(verb))
+    if tally.first_error is not None:
+        raise typer.Exit(exit_code(tally.first_error))
+
+
+def _run_place(verb: str, place: Place, shown: str, job: Job, tally: _Tally, verbose: bool) -> None:
+    marks = Marks(place.store)
+    files = list(regular_files(place.store, place.path))
+    total = sum(status.st_size for _, status in files)
+    try:
+        _sweep(marks, place.path)
+        with ByteProgress(verb, total) as progress:
+            for file, _ in files:
+                name = shown if file == place.path else f"{shown}/{_below(file, place.path)}"
+                try:
+                    outcome = job(marks, file, progress.advance)
+                except (LmfsError, OSError) as error:
+                    _report(tally, name, error)
+                    continue
+                if outcome.action is Action.SKIPPED:
+                    tally.reasons[outcome.reason or ""] += 1
+                else:
+                    tally.done.append(outcome)
+                if verbose or (outcome.action is Action.SKIPPED and file == place.path):
+                    progress.print(_line(name, outcome))
+    finally:
+        marks.close()
+
+
+def _sweep(marks: Marks, path: str) -> None:
+    """Remove what crashes left, where the user sent us and nowhere else."""
+    if os.path.isdir(marks.store.real_path(path)):
+        sweep_tree(marks, path)
+    else:
+        sweep(marks, os.path.dirname(path) or ".")
+
+
+def _below(path: str, directory: str) -> str:
+    return path if directory == "." else path[len(directory) + 1 :]
+
+
+def _line(name: str, outcome: Outcome) -> str:
+    if outcome.action is Action.SKIPPED:
+        return f"{name}: left as it is: {outcome.reason}"
+    sizes = f"{decimal(outcome.before_bytes)} -> {decimal(outcome.after_bytes)}"
+    return f"{name}: {outcome.action.value}, {sizes}"
+
+
+def _report(tally: _Tally, name: str, error: BaseException) -> None:
+    tally.first_error = tally.first_error or error
+    text = message(error)
+    print(f"lmfs: {text}" if name in text else f"lmfs: {name}: {text}", file=sys.stderr)

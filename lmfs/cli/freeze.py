@@ -1,0 +1,44 @@
+"""`lmfs freeze`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from ..codecs.choose import Chooser
+from ..container import DEFAULT_CHUNK_SIZE
+from ..models import registry
+from ..store.freeze import Outcome, freeze
+from ..store.marks import Marks
+from . import files
+
+app = typer.Typer()
+
+
+@app.command(name="freeze")
+def command(
+    paths: Annotated[list[str], typer.Argument(help="Files, and directories with all in them.")],
+    model: Annotated[
+        bool, typer.Option(help="Use the language model; without it zstd does what it can.")
+    ] = True,
+    chunk_size: Annotated[
+        int, typer.Option(help="Bytes a chunk: smaller reads faster, larger packs better.")
+    ] = DEFAULT_CHUNK_SIZE,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="A line a file.")] = False,
+) -> None:
+    """Make files small, while they stay readable through the mount.
+
+    Paths may lie below a mount or in a backing directory, mounted or not; a directory that is
+    no store yet becomes one. A file is replaced only after its frozen form was read back from the
+    disk and found equal. Left alone are files that are open, that have several hard links, that
+    are sparse, and those that would not become smaller.
+    """
+    package = registry.shipped() if model else None
+    chooser = Chooser(package)
+
+    def job(marks: Marks, path: str, progress: Callable[[int], None]) -> Outcome:
+        return freeze(marks, path, chooser, model=package, chunk_size=chunk_size, progress=progress)
+
+    files.run("froze", paths, job, create=True, verbose=verbose)

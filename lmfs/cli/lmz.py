@@ -1,0 +1,425 @@
+"""`lmz`, `unlmz` and `lmzcat`: the filter, with gzip's habits.
+
+Owns: its options, messages and exit codes, and when an input may be deleted. argparse rather than
+typer, and nothing heavy imported before it is needed: a filter is started often.
+
+    0  all done      1  an error      2  a warning: something was left as it was
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
+
+import lmfs
+from lmfs.errors import LmfsError, UsageError
+
+if TYPE_CHECKING:
+    from lmfs.codecs.choose import Chooser
+
+SUFFIX = ".lmz"
+_PIECE_BYTES = 1 << 20
+_OK, _ERROR, _WARNING = 0, 1, 2
+
+_EPILOG = """\
+With no FILE, or when FILE is -, reads standard input and writes standard output.
+Archives with tar:  tar -I lmz -cf docs.tar.lmz docs/    tar -I lmz -xf docs.tar.lmz
+Exit status: 0 if all went well, 1 after an error, 2 after a warning.
+"""
+
+
+class _Warning(Exception):
+    """Something is left as it was, on purpose."""
+
+
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description="Compress or decompress FILEs with a language model "
+        "(by default, compress FILE to FILE.lmz and delete FILE).",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("files", nargs="*", metavar="FILE")
+    add("-z", "--compress", action="store_true", help="compress (the default)")
+    add("-d", "--decompress", "--uncompress", action="store_true", help="decompress")
+    add("-c", "--stdout", "--to-stdout", action="store_true", help="write to standard output")
+    add("-k", "--keep", action="store_true", help="do not delete input files")
+    add("-f", "--force", action="store_true", help="overwrite; accept links and terminals")
+    add("-t", "--test", action="store_true", help="decode everything and check it; write nothing")
+    add("-l", "--list", action="store_true", help="list sizes, ratio and codecs")
+    add("-q", "--quiet", action="count", default=0, help="no warnings; twice: no errors either")
+    add("-v", "--verbose", action="store_true", help="say what was done")
+    for level in range(1, 10):
+        text = "to -9: accepted, but this version has one level"
+        add(
+            f"-{level}",
+            dest="level",
+            action="store_const",
+            const=level,
+            help=text if level == 1 else argparse.SUPPRESS,
+        )
+    add("-T", "--threads", type=int, metavar="N", help="accepted; all cores are used as it is")
+    add("--chunk-size", type=_size, metavar="N[K|M]", help="bytes that are coded together")
+    add("--no-model", action="store_true", help="zstd only: fast, and larger")
+    add("-V", "--version", action="store_true", help="print the version")
+    return parser
+
+
+def _size(text: str) -> int:
+    scale = {"K": 1024, "M": 1024 * 1024}.get(text[-1:].upper(), 1)
+    return int(text if scale == 1 else text[:-1]) * scale
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The console scripts' entry; returns the exit code."""
+    program = Path(sys.argv[0]).name if argv is None else "lmz"
+    return run(program, sys.argv[1:] if argv is None else argv)
+
+
+def run(program: str, arguments: list[str]) -> int:
+    """Do what `program` with these arguments is asked; never raises an error."""
+    try:
+        options = _parser(program).parse_args(arguments)
+    except SystemExit as leaving:
+        return _OK if not leaving.code else _ERROR
+    if options.version:
+        print(f"{program} (lmfs) {lmfs.__version__}")
+        return _OK
+    if program == "lmzcat":
+        options.decompress = options.stdout = True
+    elif program == "unlmz":
+        options.decompress = True
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return _Filter(program, options).run()
+    except KeyboardInterrupt:
+        return _die_of(signal.SIGINT)
+    except _Terminated:
+        return _die_of(signal.SIGTERM)
+    except BrokenPipeError:
+        return _die_of(signal.SIGPIPE)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+class _Terminated(BaseException):
+    """SIGTERM, as an exception: temporaries are removed on its way out."""
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise _Terminated
+
+
+def _die_of(number: signal.Signals) -> int:
+    """End as a program ends that knows nothing of the signal, so that shells see it."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    return 128 + number
+
+
+class _Filter:
+    """One run over all its files."""
+
+    def __init__(self, program: str, options: argparse.Namespace) -> None:
+        self._program = program
+        self._options = options
+        self._status = _OK
+        self._chooser: Chooser | None = None
+        self._rows: list[tuple[int, int, str, str]] = []
+
+    def run(self) -> int:
+        for name in self._options.files or ["-"]:
+            try:
+                self._one(name)
+            except BrokenPipeError:
+                raise
+            except _Warning as warning:
+                self._say(f"{_shown(name)}: {warning}", _WARNING)
+            except OSError as error:
+                self._say(f"{_shown(name)}: {error.strerror or error}", _ERROR)
+            except LmfsError as error:
+                self._say(f"{_shown(name)}: {error}", _ERROR)
+            except Exception as error:
+                self._say(f"{_shown(name)}: {type(error).__name__}: {error}", _ERROR)
+        if self._options.list:
+            self._print_table()
+        return self._status
+
+    def _say(self, message: str, status: int) -> None:
+        # An error outranks a warning, whichever came last.
+        self._status = _ERROR if _ERROR in (status, self._status) else status
+        if self._options.quiet < (1 if status == _WARNING else 2):
+            print(f"{self._program}: {message}", file=sys.stderr)
+
+    def _one(self, name: str) -> None:
+        options = self._options
+        if options.list:
+            self._list(name)
+        elif name == "-":
+            self._pipe(sys.stdin.buffer, name)
+        elif options.test or options.stdout:
+            with open(name, "rb") as file:
+                self._pipe(file, name)
+        else:
+            self._replace(Path(name))
+
+    def _pipe(self, source: BinaryIO, name: str) -> None:
+        """Standard input, or a file, to standard output, or to nothing if it is only tested."""
+        options = self._options
+        decoding = options.decompress or options.test
+        if not options.force:
+            if decoding and source.isatty():
+                raise UsageError("compressed data is not read from a terminal", do="use -f to")
+            if not decoding and sys.stdout.isatty():
+                raise UsageError("compressed data is not written to a terminal", do="use -f to")
+        if options.test:
+            for _ in _decoded(source, name):
+                pass
+            self._report(f"{_shown(name)}: OK")
+            return
+        out = sys.stdout.buffer
+        if decoding:
+            pieces = _decoded_or_copied if options.force and options.stdout else _decoded
+            for piece in pieces(source, name):
+                out.write(piece)
+        else:
+            self._compress(source, out, lambda count: None)
+        out.flush()
+
+    def _compress(self, source: BinaryIO, out: BinaryIO, progress: Callable[[int], None]) -> None:
+        from lmfs.container import DEFAULT_CHUNK_SIZE
+        from lmfs.lmz import LmzWriter
+
+        size = self._options.chunk_size or DEFAULT_CHUNK_SIZE
+        with LmzWriter(out, chooser=self._choose(), chunk_size=size, progress=progress) as writer:
+            while piece := source.read(_PIECE_BYTES):
+                writer.write(piece)
+
+    def _choose(self) -> Chooser:
+        from lmfs.codecs.choose import Chooser, default_chooser
+
+        if self._chooser is None:
+            self._chooser = Chooser() if self._options.no_model else default_chooser()
+        return self._chooser
+
+    def _replace(self, path: Path) -> None:
+        """A file by its compressed or decompressed self."""
+        options = self._options
+        target = self._target(path)
+        with open(path, "rb", opener=None if options.force else _open_no_link) as source:
+            before = os.fstat(source.fileno())
+            if not stat.S_ISREG(before.st_mode):
+                raise _Warning("not a regular file -- ignored")
+            if before.st_nlink > 1 and not options.force and not options.keep:
+                raise _Warning(f"has {before.st_nlink - 1} other links -- unchanged")
+            overwrite = options.force
+            if os.path.lexists(target) and not overwrite:
+                overwrite = self._may_overwrite(target)
+                if not overwrite:
+                    raise _Warning(_exists(target))
+            with (
+                _Progress(path.name, before.st_size, options.verbose) as progress,
+                _Replacement(target, before, overwrite=overwrite) as out,
+            ):
+                if options.decompress:
+                    at = 0
+                    for piece in _decoded(source, str(path)):
+                        out.file.write(piece)
+                        progress(source.tell() - at)
+                        at = source.tell()
+                else:
+                    self._compress(source, out.file, progress)
+                now = os.fstat(source.fileno())
+                if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+                    raise LmfsError("the file changed while it was read", do="try again")
+        after = target.stat().st_size
+        done = "created" if options.keep else "replaced with"
+        if not options.keep:
+            path.unlink()
+        small, large = sorted((after, before.st_size))
+        percent = f"{100 * small / large:.1f}%" if large else "-"
+        self._report(f"{path}: {percent} -- {done} {target}")
+
+    def _target(self, path: Path) -> Path:
+        if not self._options.decompress:
+            if path.suffix == SUFFIX and not self._options.force:
+                raise _Warning(f"already has the {SUFFIX} suffix -- unchanged")
+            return path.with_name(path.name + SUFFIX)
+        if path.suffix != SUFFIX:
+            raise _Warning("unknown suffix -- ignored")
+        return path.with_name(path.name[: -len(SUFFIX)])
+
+    def _may_overwrite(self, target: Path) -> bool:
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            return False
+        print(f"{self._program}: {target} already exists; overwrite (y or n)? ", end="", flush=True)
+        return sys.stdin.readline().strip().lower().startswith("y")
+
+    def _report(self, message: str) -> None:
+        if self._options.verbose:
+            print(message, file=sys.stderr)
+
+    def _list(self, name: str) -> None:
+        from lmfs.lmz import LmzReader
+
+        if name == "-" and not sys.stdin.seekable():
+            raise UsageError("a pipe cannot be listed", do="give the file's name")
+        with LmzReader(sys.stdin.buffer if name == "-" else name) as reader:
+            codecs = reader.statistics()
+            shares = [
+                f"{codec} {100 * s.bytes_before / reader.size:.0f}%" for codec, s in codecs.items()
+            ]
+            self._rows.append(
+                (reader.stored_bytes, reader.size, " ".join(shares) or "-", _shown(name))
+            )
+
+    def _print_table(self) -> None:
+        rows = list(self._rows)
+        if len(rows) > 1:
+            rows.append((sum(r[0] for r in rows), sum(r[1] for r in rows), "", "(totals)"))
+        table = [("compressed", "uncompressed", "ratio", "codecs", "name")]
+        for stored, size, codecs, name in rows:
+            ratio = f"{size / stored:.2f}" if stored else "-"
+            table.append((str(stored), str(size), ratio, codecs, name))
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        for row in table if not self._options.quiet else table[1:]:
+            numbers = [cell.rjust(width) for cell, width in zip(row[:3], widths, strict=False)]
+            print("  ".join([*numbers, row[3].ljust(widths[3]), row[4]]))
+
+
+def _exists(target: Path) -> str:
+    return f"{target} already exists; not overwritten"
+
+
+def _shown(name: str) -> str:
+    return "(standard input)" if name == "-" else name
+
+
+def _decoded(source: BinaryIO, name: str) -> Iterator[bytes]:
+    from lmfs.lmz import stream_decode
+
+    return stream_decode(source, name=_shown(name))
+
+
+def _decoded_or_copied(source: BinaryIO, name: str) -> Iterator[bytes]:
+    """As `zcat -f`: what is no container passes as it is."""
+    from lmfs.container import MAGIC_BYTES, sniff
+
+    peeked = source.peek(MAGIC_BYTES) if hasattr(source, "peek") else b""
+    if sniff(peeked) is not None:
+        yield from _decoded(source, name)
+        return
+    while piece := source.read(_PIECE_BYTES):
+        yield piece
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        if os.path.islink(path):
+            raise _Warning("is a symbolic link -- ignored") from None
+        raise
+
+
+class _Replacement:
+    """A file that appears under its name only when it is whole, with another's metadata."""
+
+    def __init__(self, target: Path, like: os.stat_result, *, overwrite: bool) -> None:
+        self._target = target
+        self._like = like
+        self._overwrite = overwrite
+        self._temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        # Nobody else may read the bytes before the mode of the original is on them.
+        self.file = os.fdopen(os.open(self._temporary, flags, 0o600), "wb")
+
+    def __enter__(self) -> _Replacement:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        try:
+            if kind is None:
+                self._publish()
+        finally:
+            self.file.close()
+            self._temporary.unlink(missing_ok=True)
+
+    def _publish(self) -> None:
+        self.file.flush()
+        descriptor = self.file.fileno()
+        mode = stat.S_IMODE(self._like.st_mode)
+        try:
+            os.fchown(descriptor, self._like.st_uid, self._like.st_gid)
+        except PermissionError:
+            # Not the owner's any more: nor may it lend the owner's rights.
+            mode &= 0o777
+        os.fchmod(descriptor, mode)
+        os.utime(descriptor, ns=(self._like.st_atime_ns, self._like.st_mtime_ns))
+        # The original is deleted next: this must be on the disk first, and its name as well.
+        os.fsync(descriptor)
+        self._rename()
+        folder = os.open(self._target.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def _rename(self) -> None:
+        if not self._overwrite:
+            try:
+                # Unlike a rename, it fails if the name has been taken since we looked.
+                os.link(self._temporary, self._target)
+                return
+            except FileExistsError:
+                raise _Warning(_exists(self._target)) from None
+            except OSError:
+                pass  # a filesystem without links
+        os.replace(self._temporary, self._target)
+
+
+class _Progress:
+    """A line on a terminal about work that takes more than two seconds."""
+
+    def __init__(self, name: str, total: int, wanted: bool) -> None:
+        self._name, self._total = name, total
+        self._wanted = wanted and sys.stderr.isatty()
+        self._done = 0
+        self._began = self._shown_at = time.monotonic()
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __call__(self, count: int) -> None:
+        self._done += count
+        now = time.monotonic()
+        if not self._wanted or now - self._began < 2 or now - self._shown_at < 0.5:
+            return
+        self._shown_at = now
+        rate = self._done / (now - self._began)
+        left = (self._total - self._done) / rate
+        print(
+            f"\r{self._name}: {self._done / max(1, self._total):.0%}, {rate / 1000:.0f} kB/s, "
+            f"{left:.0f} s left \x1b[K",
+            end="",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def __exit__(self, *details: object) -> None:
+        if self._shown_at != self._began:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,362 @@
+"""The mount: a protocol adapter between libfuse and `lmfs.vfs`, and nothing else.
+
+Owns: the translation of FUSE's calls, times, flags and errors, and the options of a mount. The
+only importer of mfusepy. libfuse calls the operations from threads of its own, many at once; no
+thread of ours is started before the process that serves the mount has forked.
+
+On a crash do not unmount for the user: an empty mountpoint looks to rsync like a deleted mirror.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import logging
+import os
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from .errors import DamagedError, LmfsError, MountError
+from .store.control import ControlServer
+from .store.store import Store
+from .store.walk import sweep_tree
+from .vfs import DEFAULT_CACHE_BYTES, Owner, Vfs
+
+# The binding would load libfuse 2 where both are installed.
+os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")
+try:
+    import mfusepy
+except OSError as error:
+    raise MountError(
+        "libfuse3 is not installed",
+        got=error,
+        do="install it: `apt install fuse3`, `dnf install fuse3` or what your system has",
+    ) from error
+
+FILESYSTEM_TYPE = "fuse.lmfs"
+MAX_REQUEST_BYTES = 1 << 20
+
+_CAP_POSIX_ACL = 1 << 19
+_CAP_HANDLE_KILLPRIV = 1 << 20
+_RENAME_KNOWN = 0b11  # RENAME_NOREPLACE, RENAME_EXCHANGE
+_UTIME_NOW = (1 << 30) - 1
+_UTIME_OMIT = (1 << 30) - 2
+_UNKNOWN_INODE = 0xFFFFFFFF
+_ATTRIBUTE_SECONDS = 1.0
+_THREADS = 10
+
+_log = logging.getLogger(__name__)
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+@dataclass(frozen=True)
+class MountOptions:
+    """How to mount. `extra` are options that libfuse or the kernel know, like allow_other."""
+
+    read_only: bool = False
+    cache_bytes: int = DEFAULT_CACHE_BYTES
+    extra: dict[str, str | bool] = field(default_factory=dict)
+
+
+def serve(
+    store: Store, mountpoint: str, options: MountOptions, on_ready: Callable[[], None]
+) -> None:
+    """Mount a store and answer until it is unmounted; closes the store.
+
+    mountpoint: absolute, for libfuse changes the working directory
+    on_ready: called from another thread once the mount answers
+    raises: MountError
+    """
+    operations = _Operations(store, mountpoint, options, on_ready)
+    try:
+        _Fuse(
+            operations,
+            mountpoint,
+            encoding=sys.getfilesystemencoding(),
+            foreground=True,
+            fsname=store.path.replace("\\", "\\\\").replace(",", "\\,"),
+            subtype="lmfs",
+            default_permissions=True,
+            use_ino=True,
+            auto_cache=True,
+            attr_timeout=_ATTRIBUTE_SECONDS,
+            entry_timeout=_ATTRIBUTE_SECONDS,
+            max_read=MAX_REQUEST_BYTES,
+            **_library_options(),
+            **({"ro": True} if options.read_only else {}),
+            **options.extra,
+        )
+    except RuntimeError as error:
+        raise MountError(
+            "libfuse could not mount",
+            where=mountpoint,
+            got=f"status {error}",
+            do="see its message above; as a user, allow_other needs /etc/fuse.conf",
+        ) from error
+    finally:
+        operations.close()
+
+
+def _library_options() -> dict[str, int]:
+    """What only some versions of libfuse know; without it 3.12 and later print a warning."""
+    version = (mfusepy.fuse_version_major, mfusepy.fuse_version_minor)
+    if version < (3, 12):
+        return {}
+    return {"max_threads": _THREADS, "max_idle_threads": _THREADS}
+
+
+def _boundary(
+    method: Callable[Concatenate[_Operations, _P], _R],
+) -> Callable[Concatenate[_Operations, _P], _R]:
+    """What libfuse calls: every error leaves as an OSError, the unexpected as EIO."""
+
+    @functools.wraps(method)
+    def call(self: _Operations, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return method(self, *args, **kwargs)
+        except OSError:
+            raise
+        except LmfsError as error:
+            level = logging.ERROR if isinstance(error, DamagedError) else logging.WARNING
+            _log.log(level, "%s %r: %s", method.__name__, args[:1], error)
+            raise OSError(error.errno, str(error)) from error
+        except Exception as error:
+            _log.exception("%s %r", method.__name__, args[:1])
+            raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
+
+    return call
+
+
+def _inside(path: str) -> str:
+    return path[1:] or "."
+
+
+class _Operations:
+    """One method a FUSE call; paths arrive as "/a/b"."""
+
+    use_ns = True
+
+    def __init__(
+        self, store: Store, mountpoint: str, options: MountOptions, on_ready: Callable[[], None]
+    ) -> None:
+        self._store = store
+        self._vfs = Vfs(store, cache_bytes=options.cache_bytes)
+        self._mountpoint = mountpoint
+        self._read_only = options.read_only
+        self._on_ready = on_ready
+        self._is_root = os.geteuid() == 0
+        self._control: ControlServer | None = None
+
+    def close(self) -> None:
+        if self._control is not None:
+            self._control.close()
+        self._vfs.close()
+        self._store.close()
+
+    def init_with_config(self, connection: Any, config: Any) -> None:
+        connection.max_write = MAX_REQUEST_BYTES
+        connection.max_read = MAX_REQUEST_BYTES  # must equal the option
+        connection.want |= connection.capable & _CAP_POSIX_ACL
+        # Else we would have to clear set-user-id at every write; the kernel does it well.
+        connection.want &= ~_CAP_HANDLE_KILLPRIV
+        threading.Thread(target=self._announce, name="lmfs-ready", daemon=True).start()
+
+    def _announce(self) -> None:
+        """Say that the mount answers, when it has answered; then tidy up after old crashes."""
+        try:
+            device = os.stat(self._mountpoint).st_dev
+        except OSError:
+            _log.exception("%s does not answer", self._mountpoint)
+            return
+        try:
+            self._control = ControlServer(device, self._store, self._mountpoint)
+        except OSError:
+            _log.exception("no control socket for %s", self._mountpoint)
+        self._on_ready()
+        if not self._read_only:
+            with contextlib.suppress(OSError):  # unmounted meanwhile
+                sweep_tree(self._vfs.marks)
+
+    def _owner(self) -> Owner | None:
+        if not self._is_root:
+            return None
+        uid, gid, _ = mfusepy.fuse_get_context()
+        return uid, gid
+
+    # ------------------------------------------------------------------------------- attributes
+
+    @_boundary
+    def getattr(self, path: str, handle: int | None = None) -> dict[str, int]:
+        found = self._vfs.attributes(_inside(path), handle)
+        return {
+            "st_mode": found.mode,
+            "st_ino": found.inode,
+            "st_nlink": found.links,
+            "st_uid": found.uid,
+            "st_gid": found.gid,
+            "st_rdev": found.device,
+            "st_size": found.size,
+            "st_blocks": found.blocks,
+            "st_atime": found.atime_ns,
+            "st_mtime": found.mtime_ns,
+            "st_ctime": found.ctime_ns,
+        }
+
+    @_boundary
+    def chmod(self, path: str, mode: int) -> None:
+        self._vfs.change_mode(_inside(path), stat.S_IMODE(mode))
+
+    @_boundary
+    def chown(self, path: str, uid: int, gid: int) -> None:
+        self._vfs.change_owner(_inside(path), uid, gid)
+
+    @_boundary
+    def utimens(self, path: str, times: tuple[int | None, int | None]) -> None:
+        self._vfs.change_times(_inside(path), *times)
+
+    @_boundary
+    def statfs(self, path: str) -> dict[str, int]:
+        found = self._vfs.filesystem()
+        names = ("bsize", "frsize", "blocks", "bfree", "bavail", "files", "ffree", "favail")
+        numbers = {f"f_{name}": getattr(found, f"f_{name}") for name in names}
+        return numbers | {"f_namemax": found.f_namemax}
+
+    @_boundary
+    def listxattr(self, path: str) -> list[str]:
+        return self._vfs.list_xattrs(_inside(path))
+
+    @_boundary
+    def getxattr(self, path: str, name: str) -> bytes:
+        return self._vfs.get_xattr(_inside(path), name)
+
+    @_boundary
+    def setxattr(self, path: str, name: str, value: bytes, flags: int) -> None:
+        self._vfs.set_xattr(_inside(path), name, value, flags)
+
+    @_boundary
+    def removexattr(self, path: str, name: str) -> None:
+        self._vfs.remove_xattr(_inside(path), name)
+
+    # ------------------------------------------------------------------------------------ names
+
+    def readdir(self, path: str, handle: int) -> Iterator[tuple[str, dict[str, int], int]]:
+        for name in (".", ".."):
+            yield name, {"st_mode": stat.S_IFDIR, "st_ino": _UNKNOWN_INODE}, 0
+        for entry in self._entries(path):
+            # What a file's number is would cost an open of it; who wants it asks for it.
+            yield entry.name, {"st_mode": entry.mode, "st_ino": _UNKNOWN_INODE}, 0
+
+    @_boundary
+    def _entries(self, path: str) -> list[Any]:
+        return list(self._vfs.list_directory(_inside(path)))
+
+    @_boundary
+    def readlink(self, path: str) -> str:
+        return self._vfs.read_link(_inside(path))
+
+    @_boundary
+    def mkdir(self, path: str, mode: int) -> None:
+        self._vfs.make_directory(_inside(path), mode, self._owner())
+
+    @_boundary
+    def mknod(self, path: str, mode: int, device: int) -> None:
+        self._vfs.make_node(_inside(path), mode, device, self._owner())
+
+    @_boundary
+    def symlink(self, path: str, target: str) -> None:
+        self._vfs.make_symlink(target, _inside(path), self._owner())
+
+    @_boundary
+    def link(self, path: str, source: str) -> None:
+        self._vfs.link(_inside(source), _inside(path))
+
+    @_boundary
+    def rename(self, old: str, new: str, flags: int) -> None:
+        if flags & ~_RENAME_KNOWN:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), old)
+        self._vfs.rename(_inside(old), _inside(new), flags)
+
+    @_boundary
+    def unlink(self, path: str) -> None:
+        self._vfs.remove_file(_inside(path))
+
+    @_boundary
+    def rmdir(self, path: str) -> None:
+        self._vfs.remove_directory(_inside(path))
+
+    # ------------------------------------------------------------------------------- open files
+
+    @_boundary
+    def open(self, path: str, flags: int) -> int:
+        return self._vfs.open(_inside(path), flags)
+
+    @_boundary
+    def create(self, path: str, mode: int, flags: int) -> int:
+        return self._vfs.create(_inside(path), flags, mode, self._owner())
+
+    @_boundary
+    def read(self, path: str, size: int, offset: int, handle: int) -> bytes:
+        return self._vfs.read(handle, size, offset, _inside(path))
+
+    @_boundary
+    def write(self, path: str, data: bytes, offset: int, handle: int) -> int:
+        return self._vfs.write(handle, data, offset)
+
+    @_boundary
+    def truncate(self, path: str, size: int, handle: int | None = None) -> None:
+        self._vfs.truncate(_inside(path), size, handle)
+
+    @_boundary
+    def fallocate(self, path: str, mode: int, offset: int, size: int, handle: int) -> None:
+        self._vfs.allocate(handle, mode, offset, size)
+
+    @_boundary
+    def flush(self, path: str, handle: int) -> None:
+        self._vfs.flush(handle)
+
+    @_boundary
+    def fsync(self, path: str, data_only: int, handle: int) -> None:
+        self._vfs.sync(handle, data_only=bool(data_only))
+
+    @_boundary
+    def fsyncdir(self, path: str, data_only: int, handle: int) -> None:
+        self._vfs.sync_directory(_inside(path))
+
+    @_boundary
+    def release(self, path: str | None, handle: int) -> None:
+        self._vfs.release(handle, None if path is None else _inside(path))
+
+
+class _Fuse(mfusepy.FUSE):  # type: ignore[misc]
+    """The binding, with the calls that lose arguments on their way put right."""
+
+    def rename_fuse_3(self, old: bytes, new: bytes, flags: int) -> int:
+        # The binding drops the flags: an exchange would destroy its target.
+        self.operations.rename(os.fsdecode(old), os.fsdecode(new), flags)
+        return 0
+
+    def utimens_fuse_3(self, path: bytes, times: Any, info: Any) -> int:
+        # The binding adds the marks for "now" and "leave it" up as if they were nanoseconds.
+        both = (times.contents.actime, times.contents.modtime) if times else (None, None)
+        now = time.time_ns()
+        self.operations.utimens(os.fsdecode(path), tuple(_nanoseconds(t, now) for t in both))
+        return 0
+
+    def create(self, path: bytes, mode: int, info: Any) -> int:
+        info.contents.fh = self.operations.create(os.fsdecode(path), mode, info.contents.flags)
+        return 0
+
+
+def _nanoseconds(when: Any, now: int) -> int | None:
+    if when is None or when.tv_nsec == _UTIME_NOW:
+        return now
+    if when.tv_nsec == _UTIME_OMIT:
+        return None
+    return int(when.tv_sec) * 1_000_000_000 + int(when.tv_nsec)

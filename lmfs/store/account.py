@@ -1,0 +1,86 @@
+"""What freezing brought: per codec, and with the models' own size on the bill.
+
+Owns: the counting. Imports lmfs.lmz and lower. One thread an account.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from ..errors import LmfsError
+from .freeze import open_frozen
+from .marks import Marks, State
+from .walk import regular_files
+
+
+@dataclass
+class CodecShare:
+    """One codec's part: `before` and `after` are bytes of chunks, headers and index not counted."""
+
+    files: int = 0
+    chunks: int = 0
+    before: int = 0
+    after: int = 0
+
+
+@dataclass
+class Account:
+    """The state of some files of a store; sizes in bytes."""
+
+    codecs: dict[str, CodecShare] = field(default_factory=dict)
+    hot_files: int = 0
+    hot_bytes: int = 0
+    frozen_files: int = 0
+    frozen_before: int = 0  # as a reader sees them
+    frozen_after: int = 0  # the containers, with headers and indexes
+    frozen_on_disk: int = 0
+    damaged: dict[str, str] = field(default_factory=dict)
+    models: dict[bytes, int] = field(default_factory=dict)
+
+    def add(self, marks: Marks, path: str) -> None:
+        """Count a file, or all below a directory. raises: OSError for `path`"""
+        self.models |= marks.store.pinned_models()
+        for name, status in regular_files(marks.store, path):
+            facts = marks.facts_of_path(name, status)
+            if facts.state is State.HOT:
+                self.hot_files += 1
+                self.hot_bytes += status.st_size
+            elif facts.state is State.DAMAGED:
+                self.damaged[name] = facts.problem or "its marks do not agree"
+            else:
+                self._add_frozen(marks, name, status)
+
+    def _add_frozen(self, marks: Marks, name: str, status: os.stat_result) -> None:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=marks.store.root_fd)
+        try:
+            with open_frozen(fd, marks) as reader:
+                statistics, size = reader.statistics(), reader.size
+        except LmfsError as error:
+            self.damaged[name] = str(error)
+            return
+        finally:
+            os.close(fd)
+        self.frozen_files += 1
+        self.frozen_before += size
+        self.frozen_after += status.st_size
+        self.frozen_on_disk += status.st_blocks * 512
+        for codec, numbers in statistics.items():
+            share = self.codecs.setdefault(codec, CodecShare())
+            share.files += 1
+            share.chunks += numbers.chunks
+            share.before += numbers.bytes_before
+            share.after += numbers.bytes_after
+
+    @property
+    def model_bytes(self) -> int:
+        """The description that a decoder needs besides the coded data."""
+        return sum(self.models.values())
+
+    def break_even_bytes(self) -> int | None:
+        """How much text must be frozen like this until the models are paid for; None if never."""
+        share = self.codecs.get("lm")
+        if share is None or share.after >= share.before:
+            return None
+        saved = 1 - share.after / share.before
+        return round(self.model_bytes / saved)

@@ -1,0 +1,75 @@
+"""From a path that a user names to a store and the path inside it.
+
+Owns: the search, through a mount or up the tree. Imports the store and lower.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from ..errors import FormatError, UsageError
+from .control import Control, mount_of
+from .store import DIRECTORY, Store
+
+
+@dataclass(frozen=True)
+class Place:
+    """A path inside a store; `mountpoint` is set if the user named it through a mount."""
+
+    store: Store
+    path: str
+    mountpoint: str | None
+
+
+def locate(path: str, *, create: bool = False) -> Place:
+    """The store that holds `path`, opened; the caller closes it.
+
+    create: if there is none, make one of the directory, or of the file's directory
+    raises: FormatError if there is none, MountError, OSError if `path` does not exist
+    """
+    absolute = _resolved(path)
+    status = os.lstat(absolute)
+    mount = mount_of(absolute)
+    if mount is not None and mount.is_lmfs:
+        with Control(mount) as control:
+            store = control.open_store()
+        inner = mount.inner.strip("/")
+        below = os.path.relpath(absolute, mount.mountpoint)
+        return Place(store, os.path.normpath(os.path.join(inner, below)), mount.mountpoint)
+    is_directory = os.path.isdir(absolute) and not os.path.islink(absolute)
+    first = absolute if is_directory else os.path.dirname(absolute)
+    root = _find_root(first, status.st_dev)
+    if root is None:
+        if not create:
+            raise FormatError(
+                "not in a store",
+                where=path,
+                expected=f"a {DIRECTORY}/ in this directory or above it, or an lmfs mount",
+                do="`lmfs mount` or `lmfs freeze` makes a directory a store",
+            )
+        store = Store.create(first)
+        return Place(store, os.path.relpath(absolute, first), None)
+    inside = os.path.relpath(absolute, root)
+    if inside.split("/")[0] == DIRECTORY:
+        raise UsageError("this is the store's own", where=path, do="leave it alone")
+    return Place(Store.open(root), inside, None)
+
+
+def _resolved(path: str) -> str:
+    """Absolute and without symlinks, but for the last name: a symlink is not its target."""
+    absolute = os.path.abspath(path)
+    if not os.path.islink(absolute):
+        return os.path.realpath(absolute)
+    head, name = os.path.split(absolute)
+    return os.path.join(os.path.realpath(head), name)
+
+
+def _find_root(directory: str, device: int) -> str | None:
+    while True:
+        if os.path.lexists(os.path.join(directory, DIRECTORY, "store.json")):
+            return directory
+        above = os.path.dirname(directory)
+        if above == directory or os.stat(above).st_dev != device:
+            return None
+        directory = above

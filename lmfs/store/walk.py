@@ -1,0 +1,86 @@
+"""Walking a store's tree: its regular files, and what crashes left between them.
+
+Owns: which directories are entered. Imports the store and lower. Any thread may call it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+
+from .marks import Marks
+from .publish import sweep
+from .store import DIRECTORY, Store
+
+
+def directories(store: Store, path: str = ".") -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
+    """Every directory from `path` down, with its entries, sorted by name.
+
+    Left out are the store's own names, other stores inside this one, other filesystems, and what
+    may not be read. The entries may be asked for their type, not for their status.
+    """
+    device = os.fstat(store.root_fd).st_dev
+    pending = [path]
+    while pending:
+        current = pending.pop()
+        entries = _entries(store, current, device)
+        if entries is None:
+            continue
+        yield current, entries
+        below = [e.name for e in entries if e.is_dir(follow_symlinks=False)]
+        pending += [join(current, name) for name in reversed(below)]
+
+
+def regular_files(store: Store, path: str = ".") -> Iterator[tuple[str, os.stat_result]]:
+    """The regular file `path`, or those below the directory `path`. raises: OSError for `path`"""
+    status = os.stat(path, dir_fd=store.root_fd, follow_symlinks=False)
+    if not stat.S_ISDIR(status.st_mode):
+        yield path, status
+        return
+    for directory, entries in directories(store, path):
+        for entry in entries:
+            name = join(directory, entry.name)
+            if entry.is_file(follow_symlinks=False):
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                    yield name, os.stat(name, dir_fd=store.root_fd, follow_symlinks=False)
+
+
+def sweep_tree(marks: Marks, path: str = ".") -> list[str]:
+    """Remove what crashes left below a directory, and in `.lmfs/`; the paths removed."""
+    store = marks.store
+    removed = []
+    for directory, _ in directories(store, path):
+        with contextlib.suppress(OSError):
+            removed += [join(directory, name) for name in sweep(marks, directory)]
+    return removed + store.sweep_models()
+
+
+def join(directory: str, name: str) -> str:
+    """A path relative to the root; "." is the root."""
+    return name if directory == "." else f"{directory}/{name}"
+
+
+def _entries(store: Store, path: str, device: int) -> list[os.DirEntry[str]] | None:
+    try:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+        fd = os.open(path, flags, dir_fd=store.root_fd)
+    except OSError:
+        return None
+    try:
+        if os.fstat(fd).st_dev != device or (path != "." and _is_store(fd)):
+            return None
+        with os.scandir(fd) as found:
+            entries = [e for e in found if not store.is_private(join(path, e.name))]
+    finally:
+        os.close(fd)
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+def _is_store(fd: int) -> bool:
+    try:
+        os.stat(f"{DIRECTORY}/store.json", dir_fd=fd)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,62 @@
+"""What the tests of store, vfs, mount and command line stand on: texts, stores, frozen files."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import random
+
+from lmfs.codecs.choose import Chooser
+from lmfs.store.freeze import Outcome, freeze
+from lmfs.store.marks import Facts, Marks
+from lmfs.store.store import Store
+
+WORDS = "the cold text lies still until somebody reads a line of it again and again".split()
+CHUNK = 4096
+
+
+def text(size: int, seed: int = 1) -> bytes:
+    """Text that zstd makes smaller and that is nowhere the same."""
+    words = random.Random(seed).choices(WORDS, k=size // 3 + 1)
+    return " ".join(words).encode()[:size]
+
+
+class Backing:
+    """A store in a directory, with a file or two."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        path.mkdir(exist_ok=True)
+        self.store = Store.create(path)
+        self.marks = Marks(self.store)
+
+    def write(self, name: str, data: bytes) -> pathlib.Path:
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        return path
+
+    def freeze(self, name: str, **options: object) -> Outcome:
+        return freeze(self.marks, name, Chooser(None), chunk_size=CHUNK, **options)  # type: ignore[arg-type]
+
+    def write_frozen(self, name: str, data: bytes) -> pathlib.Path:
+        """A frozen file; it must be fit to be frozen."""
+        path = self.write(name, data)
+        outcome = self.freeze(name)
+        assert outcome.reason is None, outcome
+        return path
+
+    def facts(self, name: str) -> Facts:
+        fd = os.open(self.path / name, os.O_RDONLY)
+        try:
+            return self.marks.facts_of_fd(fd)
+        finally:
+            os.close(fd)
+
+    def leftovers(self) -> list[str]:
+        """Names that are the store's own, but for `.lmfs`."""
+        return [p.name for p in self.path.rglob(".lmfs-*")]
+
+    def close(self) -> None:
+        self.marks.close()
+        self.store.close()

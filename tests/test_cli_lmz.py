@@ -1,0 +1,264 @@
+"""The filter keeps gzip's habits, and tar can use it."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lmfs import lmz
+from lmfs.codecs.choose import Chooser
+
+TEXT = b"".join(b"%d bottles of beer on the wall\n" % n for n in range(3000))
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory) -> Path:
+    """A folder with the console scripts, as an installation makes them, without the model."""
+    folder = tmp_path_factory.mktemp("bin")
+    for name in ("lmz", "unlmz", "lmzcat"):
+        script = folder / name
+        script.write_text(
+            f"#!{sys.executable}\nimport sys\nfrom lmfs.cli.lmz import main\nsys.exit(main())\n"
+        )
+        script.chmod(0o755)
+    return folder
+
+
+@pytest.fixture
+def run(programs, tmp_path):
+    """Runs a program in tmp_path; answers status, standard output and standard error."""
+
+    def run(*command: str, stdin: bytes = b"", **options) -> tuple[int, bytes, str]:
+        environment = dict(os.environ, PATH=f"{programs}:{os.environ['PATH']}")
+        done = subprocess.run(
+            command,
+            input=None if "stdin_file" in options else stdin,
+            stdin=options.pop("stdin_file", None),
+            capture_output=True,
+            cwd=tmp_path,
+            env=environment,
+            timeout=60,
+            check=False,
+            **options,
+        )
+        stderr = done.stderr.decode()
+        assert "Traceback" not in stderr
+        return done.returncode, done.stdout, stderr
+
+    return run
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    path = tmp_path / "beer.txt"
+    path.write_bytes(TEXT)
+    path.chmod(0o640)
+    os.utime(path, ns=(10**18, 10**18 + 7))
+    return path
+
+
+def packed(data: bytes) -> bytes:
+    return lmz.compress(data, chooser=Chooser(zstd_level=1))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_replaced_and_comes_back(run, file, tmp_path):
+    assert run("lmz", "--no-model", "beer.txt") == (0, b"", "")
+    assert names(tmp_path) == ["beer.txt.lmz"]
+    stat = (tmp_path / "beer.txt.lmz").stat()
+    assert (stat.st_mode & 0o777, stat.st_mtime_ns) == (0o640, 10**18 + 7)
+    assert stat.st_size < len(TEXT) / 3
+    assert run("unlmz", "beer.txt.lmz") == (0, b"", "")
+    assert names(tmp_path) == ["beer.txt"]
+    assert file.read_bytes() == TEXT
+    assert (file.stat().st_mode & 0o777, file.stat().st_mtime_ns) == (0o640, 10**18 + 7)
+
+
+def test_keep_and_stdout_leave_the_file(run, file, tmp_path):
+    assert run("lmz", "--no-model", "-kv", "beer.txt")[2].startswith("beer.txt: ")
+    assert names(tmp_path) == ["beer.txt", "beer.txt.lmz"]
+    for command in (["lmzcat"], ["lmz", "-dc"], ["unlmz", "-c"]):
+        assert run(*command, "beer.txt.lmz") == (0, TEXT, "")
+    code, out, _ = run("lmz", "--no-model", "-c", "beer.txt")
+    assert (code, lmz.decompress(out)) == (0, TEXT)
+    assert names(tmp_path) == ["beer.txt", "beer.txt.lmz"]
+
+
+def test_pipes(run):
+    code, out, errors = run("lmz", "--no-model", stdin=TEXT)
+    assert (code, errors) == (0, "")
+    assert run("lmz", "-d", stdin=out) == (0, TEXT, "")
+    assert run("lmzcat", "-", stdin=out + out) == (0, TEXT + TEXT, "")
+    assert run("lmz", "-9", "-d", "-T4", stdin=out) == (0, TEXT, "")
+    assert run("lmz", "--no-model", "-1", "--threads", "2", stdin=b"")[0] == 0
+    assert run("lmz", "-t", stdin=out) == (0, b"", "")
+    assert "OK" in run("lmz", "-tv", stdin=out)[2]
+
+
+def test_the_model_is_used_unless_it_is_not_wanted(run, data, tmp_path):
+    text = (data / "alice29.txt").read_bytes()[2000:3000]
+    code, out, errors = run("lmz", stdin=text)
+    assert (code, errors) == (0, "")
+    with lmz.LmzReader(io.BytesIO(out)) as reader:
+        assert "lm" in reader.statistics()
+    assert run("lmz", "-d", stdin=out) == (0, text, "")
+    without = run("lmz", "--no-model", "--chunk-size", "1K", stdin=text)[1]
+    with lmz.LmzReader(io.BytesIO(without)) as reader:
+        assert reader.statistics().keys() == {"zstd"}
+        assert reader.members[0].header.chunk_size == 1024
+
+
+def test_what_is_no_lmz_is_an_error_and_stays(run, file, tmp_path):
+    (tmp_path / "fake.lmz").write_bytes(b"plain")
+    (tmp_path / "cut.lmz").write_bytes(packed(TEXT)[:-1])
+    code, out, errors = run("lmz", "-d", "fake.lmz", "cut.lmz", "absent.lmz")
+    assert (code, out) == (1, b"")
+    assert "fake.lmz: not an .lmz" in errors
+    assert "cut.lmz: the end is missing" in errors
+    assert "absent.lmz: No such file" in errors
+    assert names(tmp_path) == ["beer.txt", "cut.lmz", "fake.lmz"]
+    assert run("lmz", "-t", "cut.lmz")[0] == 1
+    assert run("lmz", "-t", "-qq", "cut.lmz") == (1, b"", "")
+    assert run("lmz", "-d", stdin=b"")[0] == 1
+    assert run("lmz", "-dcf", "beer.txt") == (0, TEXT, "")
+
+
+def test_warnings(run, file, tmp_path):
+    (tmp_path / "x.lmz").write_bytes(packed(b"x"))
+    (tmp_path / "beer.txt.lmz").write_bytes(b"mine")
+    (tmp_path / "link").symlink_to("beer.txt")
+    (tmp_path / "other").write_bytes(b"x")
+    os.link(tmp_path / "other", tmp_path / "twin")
+    (tmp_path / "folder").mkdir()
+    before = names(tmp_path)
+    for arguments, message in (
+        (["beer.txt"], "already exists"),
+        (["x.lmz"], "already has the .lmz suffix"),
+        (["-d", "beer.txt"], "unknown suffix"),
+        (["link"], "symbolic link"),
+        (["twin"], "1 other links"),
+        (["folder"], "not a regular file"),
+    ):
+        code, _, errors = run("lmz", "--no-model", *arguments)
+        assert code == 2, arguments
+        assert message in errors
+        assert run("lmz", "--no-model", "-q", *arguments) == (2, b"", "")
+    assert names(tmp_path) == before
+    assert (tmp_path / "beer.txt.lmz").read_bytes() == b"mine"
+    assert run("lmz", "--no-model", "-f", "beer.txt", "twin")[0] == 0
+    assert run("lmz", "--no-model", "absent", "folder")[0] == 1
+
+
+def test_bad_arguments(run):
+    for arguments in (["--nonsense"], ["--chunk-size", "0"], ["--chunk-size", "x"], ["-T", "x"]):
+        code, out, errors = run("lmz", "--no-model", *arguments, stdin=b"abc")
+        assert (code, out) == (1, b"")
+        assert errors
+    assert run("lmz", "--help")[0] == 0
+    assert run("lmz", "--version")[:2] == (0, b"lmz (lmfs) 0.1.0\n")
+
+
+def test_listing(run, tmp_path):
+    noise = random.Random(1).randbytes(20000)
+    for name, data in (("a.lmz", TEXT), ("b.lmz", noise), ("c.lmz", b"")):
+        (tmp_path / name).write_bytes(packed(data))
+    code, out, errors = run("lmz", "-l", "a.lmz", "b.lmz", "c.lmz")
+    assert (code, errors) == (0, "")
+    rows = [line.split() for line in out.decode().splitlines()]
+    assert rows[0] == ["compressed", "uncompressed", "ratio", "codecs", "name"]
+    assert rows[1][1::2] == [str(len(TEXT)), "zstd", "a.lmz"]
+    assert rows[2][1:] == ["20000", "0.99", "raw", "100%", "b.lmz"]
+    assert rows[3][1:] == ["0", "0.00", "-", "c.lmz"]
+    assert rows[4][1] == str(len(TEXT) + 20000)
+    with open(tmp_path / "a.lmz", "rb") as file:
+        assert b"(standard input)" in run("lmz", "-l", stdin_file=file)[1]
+    assert run("lmz", "-l", stdin=packed(b"x"))[0] == 1
+
+
+def test_a_terminal_gets_no_binary(programs):
+    ours, theirs = pty.openpty()
+    try:
+        for arguments, message in (
+            (["--no-model"], b"not written to a terminal"),
+            (["-d"], b"not read from a terminal"),
+        ):
+            done = subprocess.run(
+                [programs / "lmz", *arguments],
+                stdin=theirs if "-d" in arguments else subprocess.DEVNULL,
+                stdout=theirs,
+                stderr=subprocess.PIPE,
+                timeout=60,
+                check=False,
+            )
+            assert done.returncode == 1
+            assert message in done.stderr
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_the_original_and_nothing_else(programs, tmp_path, number):
+    path = tmp_path / "noise"
+    path.write_bytes(random.Random(1).randbytes(1 << 20) * 30)
+    process = subprocess.Popen(
+        [programs / "lmz", "--no-model", path], stderr=subprocess.PIPE, start_new_session=True
+    )
+    deadline = time.monotonic() + 30
+    while len(names(tmp_path)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == -number
+    assert errors == b""
+    assert names(tmp_path) == ["noise"]
+
+
+def test_a_reader_that_stops_is_no_error(run, tmp_path):
+    (tmp_path / "x.lmz").write_bytes(packed(TEXT * 30))
+    code, out, errors = run("bash", "-c", "lmzcat x.lmz | head -c 10; echo ${PIPESTATUS[0]}")
+    assert (code, errors) == (0, "")
+    assert out == TEXT[:10] + b"141\n"
+
+
+def test_a_full_disk_leaves_the_original(run, file, tmp_path):
+    code, _, errors = run("bash", "-c", "lmz --no-model -c beer.txt > /dev/full")
+    assert code == 1
+    assert "No space left" in errors
+    code, _, errors = run("bash", "-c", "ulimit -f 1; trap '' XFSZ; lmz --no-model beer.txt")
+    assert code == 1
+    assert "File too large" in errors
+    assert names(tmp_path) == ["beer.txt"]
+
+
+def test_tar(run, tmp_path):
+    tree = tmp_path / "tree"
+    (tree / "deep").mkdir(parents=True)
+    for i in range(20):
+        (tree / "deep" / f"{i}.txt").write_bytes(TEXT[: i * 1000])
+    (tree / "noise").write_bytes(random.Random(2).randbytes(50000))
+    assert run("tar", "-I", "lmz --no-model -9", "-cf", "tree.tar.lmz", "tree") == (0, b"", "")
+    assert lmz.LmzReader(tmp_path / "tree.tar.lmz").size > 200000
+    listed = run("tar", "-I", "lmz", "-tf", "tree.tar.lmz")
+    assert listed[0] == 0
+    assert b"tree/deep/19.txt\n" in listed[1]
+    os.rename(tree, tmp_path / "original")
+    assert run("tar", "-I", "lmz --no-model -9", "-xf", "tree.tar.lmz") == (0, b"", "")
+    assert run("diff", "-r", "tree", "original") == (0, b"", "")
+    whole = (tmp_path / "tree.tar.lmz").read_bytes()
+    (tmp_path / "tree.tar.lmz").write_bytes(whole[:30000])
+    code, _, errors = run("tar", "-I", "lmz", "-xf", "tree.tar.lmz")
+    assert code == 2
+    assert "lmfs recover" in errors

@@ -1,0 +1,408 @@
+"""The tree as a mount shows it, without a mount."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+import pytest
+from backing import CHUNK, Backing, text
+
+from lmfs.container import Kind
+from lmfs.errors import DamagedError
+from lmfs.store.freeze import thaw
+from lmfs.store.marks import PLAIN_MARK, State
+from lmfs.store.system import RENAME_EXCHANGE, RENAME_NOREPLACE
+from lmfs.vfs import STATE_XATTR, Vfs
+
+DATA = text(20 * CHUNK + 5)
+
+
+@pytest.fixture
+def backing(tmp_path):
+    backing = Backing(tmp_path / "b")
+    yield backing
+    backing.close()
+
+
+@pytest.fixture
+def vfs(backing):
+    vfs = Vfs(backing.store)
+    yield vfs
+    vfs.close()
+
+
+def state(vfs, path):
+    return vfs.get_xattr(path, STATE_XATTR)
+
+
+def slurp(vfs, path):
+    handle = vfs.open(path, os.O_RDONLY)
+    try:
+        return vfs.read(handle, vfs.attributes(path).size + 10, 0, path)
+    finally:
+        vfs.release(handle, path)
+
+
+class TestAttributes:
+    def test_a_frozen_file_looks_as_before_but_for_its_blocks(self, backing, vfs):
+        path = backing.write("f", DATA)
+        before = vfs.attributes("f")
+        backing.freeze("f")
+        after = vfs.attributes("f")
+        assert after.blocks < before.blocks
+        assert after.blocks == path.stat().st_blocks
+        same = before._replace(blocks=0, ctime_ns=0, atime_ns=0)
+        assert after._replace(blocks=0, ctime_ns=0, atime_ns=0) == same
+
+    def test_they_do_not_thaw(self, backing, vfs):
+        backing.write_frozen("f", DATA)
+        vfs.change_mode("f", 0o600)
+        vfs.change_owner("f", 12, -1)
+        vfs.change_owner("f", -1, 34)
+        vfs.change_times("f", 5, None)
+        vfs.change_times("f", None, 7)
+        vfs.set_xattr("f", "user.note", b"x")
+        vfs.rename("f", "g")
+        found = vfs.attributes("g")
+        assert (stat.S_IMODE(found.mode), found.uid, found.gid) == (0o600, 12, 34)
+        assert (found.atime_ns, found.mtime_ns) == (5, 7)
+        assert vfs.get_xattr("g", "user.note") == b"x"
+        assert state(vfs, "g") == b"frozen"
+        assert slurp(vfs, "g") == DATA
+
+    def test_a_damaged_file_still_has_attributes(self, backing, vfs):
+        path = backing.write_frozen("f", DATA)
+        os.truncate(path, 99)
+        assert vfs.attributes("f").size == len(DATA)
+        assert state(vfs, "f") == b"damaged"
+
+    def test_own_xattrs_are_hidden_and_refused(self, backing, vfs):
+        backing.write_frozen("f", DATA)
+        assert vfs.list_xattrs("f") == []
+        for name in ("user.lmfs.frozen", "user.lmfs.inode"):
+            with pytest.raises(OSError, match="No data") as raised:
+                vfs.get_xattr("f", name)
+            assert raised.value.errno == errno.ENODATA
+            with pytest.raises(PermissionError):
+                vfs.set_xattr("f", name, b"")
+            with pytest.raises(PermissionError):
+                vfs.remove_xattr("f", name)
+        vfs.set_xattr("f", "user.a", b"1")
+        assert vfs.list_xattrs("f") == ["user.a"]
+        vfs.remove_xattr("f", "user.a")
+        assert vfs.list_xattrs("f") == []
+
+
+class TestNames:
+    def test_own_names_do_not_exist(self, backing, vfs):
+        name = backing.store.new_temporary_name(1)
+        backing.write(name, b"")
+        backing.write("f", b"1")
+        assert [e.name for e in vfs.list_directory(".")] == ["f"]
+        for path in (".lmfs", ".lmfs/store.json", name):
+            for look in (vfs.attributes, vfs.remove_file, vfs.list_xattrs, vfs.remove_directory):
+                with pytest.raises(FileNotFoundError):
+                    look(path)
+            with pytest.raises(FileNotFoundError):
+                vfs.open(path, os.O_RDONLY)
+            with pytest.raises(FileNotFoundError):
+                vfs.truncate(path, 0)
+            with pytest.raises(FileNotFoundError):
+                vfs.rename(path, "x")
+            with pytest.raises(PermissionError):
+                vfs.rename("f", path)
+            with pytest.raises(PermissionError):
+                vfs.create(path, os.O_WRONLY, 0o600)
+            with pytest.raises(PermissionError):
+                vfs.make_directory(path, 0o700)
+            with pytest.raises(PermissionError):
+                vfs.link("f", path)
+            with pytest.raises(PermissionError):
+                vfs.make_symlink("f", path)
+        assert slurp(vfs, "f") == b"1"
+
+    def test_entries_have_types(self, backing, vfs):
+        backing.write("f", b"")
+        os.mkdir(backing.path / "d")
+        os.symlink("f", backing.path / "l")
+        os.mkfifo(backing.path / "p")
+        types = {e.name: e.mode for e in vfs.list_directory(".")}
+        assert types == {
+            "f": stat.S_IFREG,
+            "d": stat.S_IFDIR,
+            "l": stat.S_IFLNK,
+            "p": stat.S_IFIFO,
+        }
+
+    def test_new_files_belong_to_their_makers(self, backing, vfs):
+        owner = (1234, 4321)
+        vfs.make_directory("d", 0o755, owner)
+        vfs.make_symlink("x", "l", owner)
+        vfs.make_node("p", stat.S_IFIFO | 0o600, 0, owner)
+        vfs.release(vfs.create("f", os.O_WRONLY, 0o4755, owner))
+        for name in ("d", "l", "p", "f"):
+            found = vfs.attributes(name)
+            assert (found.uid, found.gid) == owner
+        assert stat.S_IMODE(vfs.attributes("f").mode) & stat.S_ISUID
+        assert vfs.read_link("l") == "x"
+
+    def test_a_set_group_id_directory_keeps_its_group(self, backing, vfs):
+        vfs.make_directory("d", 0o755)
+        os.chown(backing.path / "d", 0, 77)
+        vfs.change_mode("d", 0o2755)
+        vfs.release(vfs.create("d/f", os.O_WRONLY, 0o644, (1234, 4321)))
+        assert vfs.attributes("d/f")[3:5] == (1234, 77)
+
+    def test_linking_thaws(self, backing, vfs):
+        backing.write_frozen("f", DATA)
+        inode = vfs.attributes("f").inode
+        vfs.link("f", "g")
+        assert vfs.attributes("g").inode == vfs.attributes("f").inode == inode
+        assert vfs.attributes("f").links == 2
+        assert slurp(vfs, "g") == DATA
+
+    def test_rename_flags(self, backing, vfs):
+        backing.write("a", b"a")
+        backing.write("b", b"b")
+        with pytest.raises(FileExistsError):
+            vfs.rename("a", "b", RENAME_NOREPLACE)
+        vfs.rename("a", "b", RENAME_EXCHANGE)
+        assert (slurp(vfs, "a"), slurp(vfs, "b")) == (b"b", b"a")
+        with pytest.raises(OSError, match="Invalid"):
+            vfs.rename("a", "b", RENAME_EXCHANGE | RENAME_NOREPLACE)
+
+    def test_what_a_crash_left_keeps_no_directory(self, backing, vfs):
+        vfs.make_directory("d", 0o755)
+        backing.write("d/" + backing.store.new_temporary_name(1), b"")
+        vfs.remove_directory("d")
+        assert not (backing.path / "d").exists()
+        backing.write("e/x", b"")
+        with pytest.raises(OSError, match="not empty"):
+            vfs.remove_directory("e")
+
+    def test_symlinks_do_not_lead_outside(self, backing, vfs, tmp_path):
+        outside = tmp_path / "outside"
+        outside.write_bytes(b"secret")
+        os.symlink(outside, backing.path / "l")
+        with pytest.raises(OSError, match="symbolic"):
+            vfs.open("l", os.O_RDONLY)
+        vfs.change_owner("l", 5, 5)
+        vfs.change_times("l", 1, 2)
+        assert outside.stat().st_uid == 0
+        assert outside.stat().st_mtime_ns != 2
+
+
+class TestReading:
+    def test_any_place(self, backing, vfs):
+        backing.write_frozen("f", DATA)
+        handle = vfs.open("f", os.O_RDONLY)
+        for offset, size in [(0, 1), (CHUNK - 1, 2), (5 * CHUNK, CHUNK), (len(DATA) - 3, 100)]:
+            assert vfs.read(handle, size, offset, "f") == DATA[offset : offset + size]
+        assert vfs.read(handle, 10, len(DATA), "f") == b""
+        assert vfs.read(handle, 10, len(DATA) * 2, "f") == b""
+        vfs.release(handle, "f")
+
+    def test_only_what_is_touched_is_decoded(self, backing, vfs):
+        backing.write_frozen("f", DATA)
+        handle = vfs.open("f", os.O_RDONLY)
+        vfs.read(handle, 10, 7 * CHUNK, "f")
+        assert vfs.cache.used_bytes <= 2 * CHUNK
+        vfs.release(handle, "f")
+
+    def test_two_handles_share_a_reader_and_its_chunks(self, backing, vfs):
+        backing.write_frozen("f", DATA)
+        first, second = vfs.open("f", os.O_RDONLY), vfs.open("f", os.O_RDONLY)
+        vfs.read(first, len(DATA), 0, "f")
+        misses = vfs.cache.misses
+        assert vfs.read(second, len(DATA), 0, "f") == DATA
+        assert vfs.cache.misses == misses
+        vfs.release(first)
+        assert vfs.read(second, len(DATA), 0, "f") == DATA
+        vfs.release(second)
+
+    def test_a_damaged_chunk_spares_the_others(self, backing, vfs):
+        path = backing.write_frozen("f", DATA)
+        stored = bytearray(path.read_bytes())
+        stored[len(stored) // 2] ^= 1
+        path.write_bytes(stored)
+        handle = vfs.open("f", os.O_RDONLY)
+        damaged = 0
+        for offset in range(0, len(DATA), CHUNK):
+            try:
+                got = vfs.read(handle, CHUNK, offset, "f")
+                assert got == DATA[offset : offset + CHUNK]
+            except DamagedError:
+                damaged += 1
+        assert damaged == 1
+        vfs.release(handle)
+
+    def test_disagreeing_marks_are_not_opened(self, backing, vfs):
+        path = backing.write_frozen("f", DATA)
+        os.truncate(path, 1000)
+        for flags in (os.O_RDONLY, os.O_WRONLY, os.O_RDWR):
+            with pytest.raises(DamagedError, match="restore it from a backup"):
+                vfs.open("f", flags)
+        vfs.release(vfs.open("f", os.O_WRONLY | os.O_TRUNC), "f")
+        assert slurp(vfs, "f") == b""
+
+    def test_a_removed_file_is_still_read(self, backing, vfs):
+        backing.write_frozen("f", DATA)
+        handle = vfs.open("f", os.O_RDONLY)
+        vfs.remove_file("f")
+        assert vfs.read(handle, len(DATA), 0, "f") == DATA
+        backing.write("f", b"another")
+        assert vfs.read(handle, len(DATA), 0, "f") == DATA
+        assert vfs.attributes("f", None).size == len(b"another")
+        vfs.release(handle)
+
+
+class TestWriting:
+    def test_a_frozen_file_is_thawed(self, backing, vfs):
+        backing.write_frozen("f", DATA)
+        inode = vfs.attributes("f").inode
+        handle = vfs.open("f", os.O_WRONLY)
+        assert vfs.write(handle, b"NEW", 5) == 3
+        vfs.sync(handle)
+        vfs.sync(handle, data_only=True)
+        vfs.flush(handle)
+        vfs.release(handle, "f")
+        assert (backing.path / "f").read_bytes() == DATA[:5] + b"NEW" + DATA[8:]
+        assert vfs.attributes("f").inode == inode
+
+    def test_truncating_on_open_decodes_nothing(self, backing, vfs):
+        path = backing.write_frozen("f", DATA)
+        stored = bytearray(path.read_bytes())
+        stored[100:-100] = bytes(len(stored) - 200)  # nothing left that could be decoded
+        path.write_bytes(stored)
+        handle = vfs.open("f", os.O_WRONLY | os.O_TRUNC)
+        vfs.write(handle, b"new", 0)
+        vfs.release(handle, "f")
+        assert slurp(vfs, "f") == b"new"
+
+    @pytest.mark.parametrize("size", [0, 1, CHUNK * 3 + 1, len(DATA), len(DATA) + 100])
+    def test_truncating(self, backing, vfs, size):
+        backing.write_frozen("f", DATA)
+        vfs.truncate("f", size)
+        assert slurp(vfs, "f") == (DATA + bytes(100))[:size]
+
+    def test_truncating_by_handle(self, backing, vfs):
+        backing.write("f", DATA)
+        handle = vfs.open("f", os.O_RDWR)
+        vfs.truncate("f", 3, handle)
+        assert vfs.attributes("f", handle).size == 3
+        vfs.allocate(handle, 0, 0, 10)
+        assert vfs.attributes("f", handle).size == 10
+        with pytest.raises(OSError, match="not supported"):
+            vfs.allocate(handle, 1, 0, 10)
+        vfs.release(handle, "f")
+
+    def test_readers_see_what_writers_write(self, backing, vfs):
+        backing.write_frozen("f", DATA)
+        reader = vfs.open("f", os.O_RDONLY)
+        assert vfs.read(reader, 3, 0, "f") == DATA[:3]
+        writer = vfs.open("f", os.O_RDWR)
+        vfs.write(writer, b"NEW", 0)
+        assert vfs.read(reader, 3, 0, "f") == b"NEW"
+        assert vfs.read(writer, 3, 0, "f") == b"NEW"
+        assert vfs.attributes("f", reader).size == len(DATA)
+        vfs.release(writer, "f")
+        vfs.release(reader, "f")
+
+    def test_a_reader_follows_a_thaw_by_another_process(self, backing, vfs):
+        backing.write_frozen("f", DATA)
+        reader = vfs.open("f", os.O_RDONLY)
+        thaw(backing.marks, "f")
+        (backing.path / "f").write_bytes(b"NEW")
+        assert vfs.read(reader, 100, 0, "f") == b"NEW"
+        vfs.release(reader, "f")
+
+    def test_a_reader_does_not_follow_another_file(self, backing, vfs):
+        backing.write_frozen("f", DATA)
+        reader = vfs.open("f", os.O_RDONLY)
+        backing.write("g", b"other")
+        os.rename(backing.path / "g", backing.path / "f")
+        assert vfs.read(reader, 4, 0, "f") == DATA[:4]
+        vfs.release(reader, "f")
+
+    def test_an_open_file_is_not_frozen(self, backing, vfs):
+        backing.write("f", DATA)
+        handle = vfs.open("f", os.O_RDONLY)
+        assert "open" in backing.freeze("f").reason
+        vfs.release(handle, "f")
+        assert backing.freeze("f").reason is None
+
+    def test_creating(self, backing, vfs):
+        backing.write_frozen("f", DATA)
+        with pytest.raises(FileExistsError):
+            vfs.create("f", os.O_WRONLY | os.O_EXCL, 0o644)
+        handle = vfs.create("f", os.O_WRONLY, 0o644)
+        vfs.write(handle, b"NEW", 0)
+        vfs.release(handle, "f")
+        assert slurp(vfs, "f")[:4] == b"NEW" + DATA[3:4]
+
+    def test_appending(self, backing, vfs):
+        backing.write_frozen("f", DATA)
+        handle = vfs.open("f", os.O_WRONLY | os.O_APPEND)
+        vfs.write(handle, b"end", len(DATA))
+        vfs.release(handle, "f")
+        assert slurp(vfs, "f") == DATA + b"end"
+
+    def test_a_wrong_handle(self, vfs):
+        for call in (
+            lambda: vfs.read(99, 1, 0),
+            lambda: vfs.write(99, b"", 0),
+            lambda: vfs.flush(99),
+        ):
+            with pytest.raises(OSError, match="descriptor") as raised:
+                call()
+            assert raised.value.errno == errno.EBADF
+
+
+class TestUsersFilesThatLookLikeOurs:
+    def copy_in(self, vfs, name, data, piece=1000):
+        handle = vfs.create(name, os.O_WRONLY, 0o644)
+        for at in range(0, len(data), piece):
+            vfs.write(handle, data[at : at + piece], at)
+        return handle
+
+    @pytest.mark.parametrize("piece", [1, 1000])
+    def test_a_raw_copy_of_a_frozen_file(self, backing, vfs, piece):
+        raw = backing.write_frozen("f", DATA[: 3 * CHUNK]).read_bytes()
+        handle = self.copy_in(vfs, "copy", raw, piece)
+        # While it is open it is plain, marked as such before the first byte.
+        assert vfs.attributes("copy").size == len(raw)
+        assert slurp(vfs, "copy") == raw
+        vfs.release(handle, "copy")
+        # Closed, it is wrapped: no bytes of the user's stand where ours are looked for.
+        assert backing.facts("copy")[:2] == (State.FROZEN, len(raw))
+        assert PLAIN_MARK not in os.listxattr(backing.path / "copy")
+        assert slurp(vfs, "copy") == raw
+
+    def test_it_may_be_changed(self, backing, vfs):
+        raw = backing.write_frozen("f", DATA[: 3 * CHUNK]).read_bytes()
+        vfs.release(self.copy_in(vfs, "copy", raw), "copy")
+        handle = vfs.open("copy", os.O_RDWR)
+        vfs.write(handle, b"X", 100)
+        vfs.release(handle, "copy")
+        assert slurp(vfs, "copy") == raw[:100] + b"X" + raw[101:]
+        handle = vfs.open("copy", os.O_RDWR)
+        vfs.write(handle, b"hello", 0)
+        vfs.release(handle, "copy")
+        assert slurp(vfs, "copy") == b"hello" + raw[5:100] + b"X" + raw[101:]
+
+    def test_only_the_magic(self, backing, vfs):
+        vfs.release(self.copy_in(vfs, "m", Kind.FROZEN.value), "m")
+        assert slurp(vfs, "m") == Kind.FROZEN.value
+        assert state(vfs, "m") == b"frozen"
+
+    def test_without_wrapping_it_stays_plain(self, backing, vfs):
+        raw = backing.write_frozen("f", DATA[: 3 * CHUNK]).read_bytes()
+        reader = self.copy_in(vfs, "copy", raw)
+        second = vfs.open("copy", os.O_RDONLY)
+        vfs.release(reader, "copy")  # cannot be wrapped, for it is open
+        assert state(vfs, "copy") == b"hot"
+        assert vfs.read(second, len(raw), 0, "copy") == raw
+        vfs.release(second, "copy")
+        assert slurp(vfs, "copy") == raw

@@ -1,0 +1,134 @@
+"""How fast lmfs freezes and reads, and where the time goes.
+
+    python -m lmfs_tools.bench.speed [--bytes N] [--rounds N] FILE...
+
+Owns: the speed table of README. A frozen file is made in a temporary store and read by the
+store's own reader: all of it in order with read-ahead, then 4 KiB at random offsets with an
+empty cache. Medians over rounds; "engine" and "coder" are shares of a decoding's time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from lmfs.codecs.lm import LmCodec, engine_for
+from lmfs.lmz import ChunkCache, LmzReader, LmzWriter
+from lmfs.models import registry
+from lmfs.native import TokenDecoder
+
+RANDOM_READS, READ_BYTES = 15, 4096
+
+
+def seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def write(path: pathlib.Path, data: bytes) -> None:
+    with path.open("wb") as file, LmzWriter(file) as writer:
+        writer.write(data)
+
+
+def verify(path: pathlib.Path) -> None:
+    with LmzReader(path) as reader:
+        reader.verify()
+
+
+def read_all(path: pathlib.Path) -> None:
+    with LmzReader(path) as reader:
+        while reader.read(1 << 17):
+            pass
+
+
+def read_somewhere(path: pathlib.Path, size: int, chance: random.Random) -> None:
+    with LmzReader(path, cache=ChunkCache(1 << 20)) as reader:
+        reader.pread(READ_BYTES, chance.randrange(max(1, size - READ_BYTES)))
+
+
+def measure(path: pathlib.Path, target: pathlib.Path, limit: int, rounds: int) -> list[str]:
+    """The cells of one row."""
+    data = path.read_bytes()[:limit]
+    chance = random.Random(1)
+
+    def median_of(work: Callable[[], object]) -> float:
+        return statistics.median(seconds(work) for _ in range(rounds))
+
+    encode = median_of(lambda: write(target, data))
+    check = median_of(lambda: verify(target))
+    read = median_of(lambda: read_all(target))
+    somewhere = sorted(
+        seconds(lambda: read_somewhere(target, len(data), chance)) for _ in range(RANDOM_READS)
+    )
+    kilobytes = len(data) / 1e3
+    return [
+        f"{kilobytes / encode:.1f}",
+        f"{kilobytes / (encode + check):.1f}",
+        f"{kilobytes / read:.1f}",
+        f"{statistics.median(somewhere) * 1e3:.0f}",
+        f"{somewhere[-1] * 1e3:.0f}",
+    ]
+
+
+def profile(codec: LmCodec, data: bytes, lanes: int) -> dict[str, float]:
+    """Microseconds a token of engine and coder, decoding `lanes` copies of one chunk."""
+    chunk = data[:2048]
+    blobs = codec.encode([chunk]) * lanes
+    vocabulary = codec.tokenizer.vocabulary
+    decoder = TokenDecoder(vocabulary, codec.profile.table, blobs, [len(chunk)] * lanes)
+    engine = engine_for(codec.package)
+    state = engine.start(lanes)
+    tokens = np.full(lanes, codec.package.start_token, np.int64)
+    spent = {"engine": 0.0, "coder": 0.0}
+    steps = 0
+    while len(decoder.active):
+        began = time.perf_counter()
+        logits, state = engine.step(state, tokens)
+        middle = time.perf_counter()
+        tokens = decoder.step(logits)
+        spent["engine"] += middle - began
+        spent["coder"] += time.perf_counter() - middle
+        steps += 1
+    return {name: value / steps / lanes * 1e6 for name, value in spent.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("files", nargs="+", type=pathlib.Path)
+    parser.add_argument("--bytes", type=int, default=262_144, help="of each file, from its start")
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    console = Console()
+    codec = LmCodec(registry.shipped())
+    engine_for(codec.package)
+    codec.decode(codec.encode([b"warm up"]), [7])
+    table = Table(title=f"medians of {args.rounds} rounds, first {args.bytes:,} bytes")
+    for column in ("file", "encode KB/s", "freeze KB/s", "read KB/s", "random 4 KiB p50 ms", "max"):
+        table.add_column(column, justify="left" if column == "file" else "right")
+    with tempfile.TemporaryDirectory(prefix="lmfs-bench-") as folder:
+        for path in args.files:
+            target = pathlib.Path(folder) / "frozen.lmz"
+            table.add_row(path.name, *measure(path, target, args.bytes, args.rounds))
+    console.print(table)
+    data = args.files[0].read_bytes()
+    for lanes in (1, 16, 64):
+        spent = profile(codec, data, lanes)
+        whole = sum(spent.values())
+        shares = ", ".join(
+            f"{name} {value:.1f} us ({value / whole:.0%})" for name, value in spent.items()
+        )
+        console.print(f"a token at {lanes} lanes: {shares}")
+
+
+if __name__ == "__main__":
+    main()
