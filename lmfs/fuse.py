@@ -50,6 +50,7 @@ _UTIME_OMIT = (1 << 30) - 2
 _UNKNOWN_INODE = 0xFFFFFFFF
 _ATTRIBUTE_SECONDS = 1.0
 _THREADS = 10
+_ENDED_BY_SIGNAL = 8  # fuse_main(3); it has unmounted by then
 
 _log = logging.getLogger(__name__)
 _P = ParamSpec("_P")
@@ -94,6 +95,8 @@ def serve(
             **options.extra,
         )
     except RuntimeError as error:
+        if operations.ready and error.args == (_ENDED_BY_SIGNAL,):
+            return
         raise MountError(
             "libfuse could not mount",
             where=mountpoint,
@@ -153,6 +156,7 @@ class _Operations:
         self._on_ready = on_ready
         self._is_root = os.geteuid() == 0
         self._control: ControlServer | None = None
+        self.ready = False
 
     def close(self) -> None:
         if self._control is not None:
@@ -179,6 +183,7 @@ class _Operations:
             self._control = ControlServer(device, self._store, self._mountpoint)
         except OSError:
             _log.exception("no control socket for %s", self._mountpoint)
+        self.ready = True
         self._on_ready()
         if not self._read_only:
             with contextlib.suppress(OSError):  # unmounted meanwhile

@@ -87,7 +87,7 @@ class Vfs:
             if fd is None:
                 facts = self.marks.facts_of_path(path, status)
             else:
-                facts = self.marks.facts_of_fd(fd)
+                facts = self.marks.facts_to_show(fd)
             inode = facts.inode
             if facts.state is not State.HOT:
                 size = facts.size

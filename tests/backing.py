@@ -11,14 +11,14 @@ from lmfs.store.freeze import Outcome, freeze
 from lmfs.store.marks import Facts, Marks
 from lmfs.store.store import Store
 
-WORDS = "the cold text lies still until somebody reads a line of it again and again".split()
+WORDS = [b"the", b"cold", b"text", b"lies", b"still", b"until", b"somebody", b"reads", b"it"]
 CHUNK = 4096
 
 
 def text(size: int, seed: int = 1) -> bytes:
     """Text that zstd makes smaller and that is nowhere the same."""
     words = random.Random(seed).choices(WORDS, k=size // 3 + 1)
-    return " ".join(words).encode()[:size]
+    return b" ".join(words)[:size]
 
 
 class Backing:

@@ -142,6 +142,7 @@ def test_warnings(run, file, tmp_path):
     (tmp_path / "other").write_bytes(b"x")
     os.link(tmp_path / "other", tmp_path / "twin")
     (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
     before = names(tmp_path)
     for arguments, message in (
         (["beer.txt"], "already exists"),
@@ -149,7 +150,8 @@ def test_warnings(run, file, tmp_path):
         (["-d", "beer.txt"], "unknown suffix"),
         (["link"], "symbolic link"),
         (["twin"], "1 other links"),
-        (["folder"], "not a regular file"),
+        (["folder"], "is a directory"),
+        (["fifo"], "not a regular file"),
     ):
         code, _, errors = run("lmz", "--no-model", *arguments)
         assert code == 2, arguments

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import lmfs
 from lmfs import container, layout, zstd_blob
+from lmfs.codecs.choose import Chooser
 from lmfs.container import CodecId, Coding, Header, Kind, Trailer
 from lmfs.errors import DamagedError, FormatError, LmfsError, UsageError, VersionError
 
@@ -296,3 +300,10 @@ def test_a_zstd_blob_may_not_ask_for_memory():
     blob = zstd_blob.compress(b"abc" * 1000, 19)
     with pytest.raises(DamagedError, match="window"):
         zstd_blob.decompress(bytes([17 << 3]) + blob[1:], 3000)
+
+
+def test_the_example_in_the_specification_is_a_container():
+    text = (Path(lmfs.__file__).parent / "FORMAT.md").read_text()
+    lines = text.split("```example\n")[1].split("```")[0].splitlines()
+    example = bytes.fromhex(" ".join(re.match("[0-9a-f ]*?(?=  |$)", line)[0] for line in lines))
+    assert example == lmfs.compress(b"lmz\n", chooser=Chooser())

@@ -79,7 +79,7 @@ class TestDescription:
     def test_a_directory_that_cannot_be_written_to(self, tmp_path):
         subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", tmp_path], check=True)
         try:
-            with pytest.raises(StoreError, match="cannot make a store here.*Read-only"):
+            with pytest.raises(StoreError, match=r"cannot make a store here.*Read-only"):
                 Store.create(tmp_path)
         finally:
             subprocess.run(["umount", "-l", tmp_path], check=True)
@@ -142,6 +142,15 @@ class TestInodes:
         inodes = backing.marks.inodes
         assert inodes.shown(6, inodes.mark(9, 5)) == 6
         assert inodes.shown(6, b"short") == 6
+
+    def test_a_torn_entry_does_not_shift_the_others(self, backing):
+        backing.marks.inodes.keep(5)
+        with open(backing.path / ".lmfs" / "inodes", "ab") as journal:
+            journal.write(b"\7\7\7")
+        backing.marks.inodes.keep(6)
+        fresh = KeptInodes(backing.store.root_fd)
+        assert [fresh.shown(number, None) >> 48 for number in (5, 6, 7)] == [1, 1, 0]
+        fresh.close()
 
     def test_another_process_learns_of_it(self, backing):
         other = KeptInodes(backing.store.root_fd)

@@ -12,8 +12,6 @@ import threading
 
 import pytest
 from backing import CHUNK, Backing, text
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from lmfs.codecs.choose import Chooser
 from lmfs.errors import BusyError, DamagedError, VerifyError
@@ -96,15 +94,6 @@ class TestRoundTrip:
         path = backing.write_frozen("f", DATA)
         thaw(backing.marks, "f", keep_bytes=keep)
         assert path.read_bytes() == DATA[:keep]
-
-    @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(data=st.binary(min_size=1, max_size=3 * CHUNK))
-    def test_any_bytes(self, backing, data):
-        path = backing.write("f", data)
-        freeze(backing.marks, "f", Chooser(None), chunk_size=CHUNK, even_if_larger=True)
-        assert backing.facts("f")[:2] == (State.FROZEN, len(data))
-        thaw(backing.marks, "f")
-        assert path.read_bytes() == data
 
     def test_freezing_again_after_a_change(self, backing):
         path = backing.write_frozen("f", DATA)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -9,10 +10,10 @@ import shutil
 import pytest
 from backing import CHUNK, Backing, text
 
+from lmfs.codecs.choose import Chooser
 from lmfs.container import MAX_TRAILER_BYTES, Kind
 from lmfs.errors import DamagedError, LmfsError
 from lmfs.lmz import compress
-from lmfs.codecs.choose import Chooser
 from lmfs.store.freeze import freeze, open_frozen, thaw
 from lmfs.store.marks import FROZEN_MARK, PLAIN_MARK, State, gives_magic
 
@@ -75,16 +76,14 @@ def test_every_byte_of_the_ends_flipped(backing, frozen):
         facts = backing.facts("f")
         assert facts.state is not State.HOT, at
         if facts.state is State.FROZEN:
-            try:
+            with contextlib.suppress(LmfsError):
                 assert whole(backing) == DATA
-            except LmfsError:
-                pass
         stored[at] ^= 0x10
 
 
 def test_every_truncation_is_damaged(backing, frozen):
     stored = frozen.read_bytes()
-    for size in [*range(0, 80), *range(80, len(stored), 97), len(stored) - 1]:
+    for size in [*range(80), *range(80, len(stored), 97), len(stored) - 1]:
         os.truncate(frozen, size)
         facts = backing.facts("f")
         assert facts.state is State.DAMAGED, size

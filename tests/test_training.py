@@ -11,13 +11,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from lmfs_tools import exact_model as em
+from lmfs_tools import export, train
+from lmfs_tools.graphs import LOWERINGS
 
 from lmfs.engines.ort import CPU, OrtEngine
 from lmfs.models.verify import verify
 from lmfs.tokenizer import Tokenizer
-from lmfs_tools import exact_model as em
-from lmfs_tools import export, train
-from lmfs_tools.graphs import LOWERINGS
 
 SHAPE = em.Shape(vocab=320, width=32, layers=2, hidden=64, hash_rows=64)
 
@@ -52,6 +52,16 @@ def test_pytorch_equals_every_lowering_on_a_long_walk(tmp_path, seed, spread):
         got = engine.walk(tokens, stepwise=lowering.startswith("step"))
         assert np.array_equal(got, logits), lowering
     assert all(finding.ok for finding in verify(tmp_path / "m.lmm"))
+
+
+def test_training_can_go_on_from_a_package(tmp_path):
+    model = random_model(8, 1.0)
+    package = export.export(model, vocabulary(SHAPE.vocab), tmp_path / "m.lmm", {"name": "m"})
+    again = export.model_of(package)
+    tokens = np.random.default_rng(8).integers(0, SHAPE.vocab, (2, 100))
+    assert np.array_equal(export.torch_logits(again, tokens), export.torch_logits(model, tokens))
+    twice = export.export(again, vocabulary(SHAPE.vocab), tmp_path / "n.lmm", {"name": "n"})
+    assert twice.id == package.id
 
 
 def test_export_refuses_a_model_that_differs_from_pytorch(tmp_path, monkeypatch):

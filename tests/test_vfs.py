@@ -5,13 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import subprocess
+import sys
+import tempfile
 
 import pytest
 from backing import CHUNK, Backing, text
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
+from lmfs.codecs.choose import Chooser
 from lmfs.container import Kind
 from lmfs.errors import DamagedError
-from lmfs.store.freeze import thaw
+from lmfs.store.freeze import freeze, thaw
 from lmfs.store.marks import PLAIN_MARK, State
 from lmfs.store.system import RENAME_EXCHANGE, RENAME_NOREPLACE
 from lmfs.vfs import STATE_XATTR, Vfs
@@ -406,3 +412,73 @@ class TestUsersFilesThatLookLikeOurs:
         assert vfs.read(second, len(raw), 0, "copy") == raw
         vfs.release(second, "copy")
         assert slurp(vfs, "copy") == raw
+
+
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.binary(min_size=1, max_size=3 * CHUNK))
+@example(data=Kind.FROZEN.value)
+@example(data=Kind.FROZEN.value + bytes(60) + Kind.FROZEN.trailer_magic)
+def test_any_bytes(backing, vfs, data):
+    """Written, frozen, read, thawed: the bytes stay, whatever they look like."""
+    handle = vfs.create("f", os.O_WRONLY | os.O_EXCL, 0o644)
+    vfs.write(handle, data, 0)
+    vfs.release(handle)
+    freeze(backing.marks, "f", Chooser(None), chunk_size=CHUNK, even_if_larger=True)
+    assert backing.facts("f")[:2] == (State.FROZEN, len(data))
+    assert slurp(vfs, "f") == data
+    thaw(backing.marks, "f")
+    assert (backing.path / "f").read_bytes() == data
+    assert slurp(vfs, "f") == data
+    vfs.remove_file("f")
+
+
+AS_NOBODY = """
+import os, pathlib, sys
+from backing import Backing, text
+from lmfs.vfs import Vfs
+
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+data = text(40000)
+backing = Backing(pathlib.Path(sys.argv[1]))
+os.chmod(backing.write_frozen("f", data), 0o200)
+vfs = Vfs(backing.store)
+assert vfs.attributes("f").mode & 0o777 == 0o200
+for flags in (os.O_RDONLY, os.O_WRONLY, os.O_RDWR):
+    try:
+        vfs.open("f", flags)
+    except PermissionError:
+        continue
+    raise SystemExit(f"opened with {flags}")
+try:
+    vfs.truncate("f", 3)
+    raise SystemExit("truncated")
+except PermissionError:
+    pass
+vfs.change_mode("f", 0o600)
+handle = vfs.open("f", os.O_RDWR)
+assert vfs.read(handle, len(data), 0, "f") == data
+vfs.release(handle, "f")
+handle = vfs.create("g", os.O_WRONLY, 0o200)
+vfs.write(handle, b"x", 0)
+assert vfs.attributes("g", handle).size == 1
+vfs.release(handle, "g")
+"""
+
+
+def test_what_may_not_be_read_is_not_written_to():
+    """A frozen file whose marks we may not see must not be taken for a hot one."""
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o777)
+        done = subprocess.run(
+            [sys.executable, "-c", AS_NOBODY, os.path.join(directory, "b")],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr

@@ -10,12 +10,15 @@ Raises SystemExit if one logit of any lowering differs from the PyTorch forward.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import json
 import pathlib
 
 import numpy as np
+import onnx
 import torch
+from onnx import numpy_helper
 
 from lmfs.engines.ort import OrtEngine
 from lmfs.models import certificate
@@ -23,7 +26,13 @@ from lmfs.models.package import ModelPackage, write_package
 from lmfs.tokenizer import Tokenizer
 
 from . import exact_model as em
-from .graphs import LOWERINGS, all_graphs, weight_tensors, weights_file
+from .graphs import (
+    LOWERINGS,
+    all_graphs,
+    model_from_tensors,
+    weight_tensors,
+    weights_file,
+)
 
 GOLDEN_LANES, GOLDEN_STEPS = 4, 96
 
@@ -108,6 +117,16 @@ def load_model(path: pathlib.Path) -> em.ExactModel:
     model = em.ExactModel(shape)
     model.load_state_dict(state)
     return model.eval()
+
+
+def model_of(package: ModelPackage) -> em.ExactModel:
+    """A package's model in PyTorch again, with the same logits when quantised."""
+    architecture = package.card["architecture"]
+    fields = [field.name for field in dataclasses.fields(em.Shape)]
+    shape = em.Shape(**{name: architecture[name] for name in fields})
+    weights = onnx.ModelProto.FromString(package.weights).graph.initializer
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in weights}
+    return model_from_tensors(shape, tensors).eval()
 
 
 def main() -> None:

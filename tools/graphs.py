@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -46,17 +47,57 @@ def weight_tensors(model: em.ExactModel) -> dict[str, NDArray]:
         tensors[name] = (value.detach().numpy() * 2.0**em.EMBED_BITS).astype(np.int8)
     for k, layer in enumerate(model.layers):
         shift(f"layer{k}.shift_time", layer.shift_time)
-        linear(
-            f"layer{k}.in",
-            [layer.gate, layer.candidate, layer.out_gate],
-            [em.GATE_BITS, em.STATE_BITS, em.OUT_GATE_BITS],
-        )
-        linear(f"layer{k}.out", [layer.out], [em.RESIDUAL_BITS])
         shift(f"layer{k}.shift_channel", layer.shift_channel)
-        linear(f"layer{k}.up", [layer.up], [em.HIDDEN_BITS])
-        linear(f"layer{k}.down", [layer.down], [em.RESIDUAL_BITS])
-    linear("head", [model.head], [em.LOGIT_BITS])
+    for name, parts, bits in _linears(model):
+        linear(name, parts, bits)
     return tensors
+
+
+def model_from_tensors(shape: em.Shape, tensors: dict[str, NDArray]) -> em.ExactModel:
+    """The model that `weight_tensors` was given, as near as its integers say: exactly equal when
+    quantised, so that training can go on from a package."""
+    model = em.ExactModel(shape)
+
+    def real(values: NDArray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values).astype(np.float32))
+
+    def linear(name: str, parts: list[em.Linear], output_bits: list[int]) -> None:
+        weight, scale = tensors[f"{name}.weight"].T, tensors[f"{name}.scale"]
+        bias = (tensors[f"{name}.bias"] - np.float32(HALF)) / scale
+        at = 0
+        for part, bits in zip(parts, output_bits, strict=True):
+            rows = slice(at, at + len(part.bias))
+            unit = np.ldexp(scale[rows], part.input_bits - bits)  # 2^-exponent
+            part.weight.copy_(real(weight[rows] * unit[:, None]))
+            part.bias.copy_(real(bias[rows] * unit * 2.0**-part.input_bits))
+            at = rows.stop
+
+    def shift(name: str, part: em.TokenShift) -> None:
+        part.now.copy_(real(tensors[f"{name}.now"]))
+        part.past.copy_(real(tensors[f"{name}.past"]))
+
+    with torch.no_grad():
+        model.embed.copy_(real(tensors["embed"] * 2.0**-em.EMBED_BITS))
+        model.embed_pair.copy_(real(tensors["embed_pair"] * 2.0**-em.EMBED_BITS))
+        for k, layer in enumerate(model.layers):
+            shift(f"layer{k}.shift_time", layer.shift_time)
+            shift(f"layer{k}.shift_channel", layer.shift_channel)
+        for name, parts, bits in _linears(model):
+            linear(name, parts, bits)
+    return model
+
+
+def _linears(model: em.ExactModel) -> list[tuple[str, list[em.Linear], list[int]]]:
+    """Every product of the graphs: its name, the layers it joins, their output grids."""
+    joined: list[tuple[str, list[em.Linear], list[int]]] = []
+    for k, layer in enumerate(model.layers):
+        gates = [layer.gate, layer.candidate, layer.out_gate]
+        joined.append((f"layer{k}.in", gates, [em.GATE_BITS, em.STATE_BITS, em.OUT_GATE_BITS]))
+        joined.append((f"layer{k}.out", [layer.out], [em.RESIDUAL_BITS]))
+        joined.append((f"layer{k}.up", [layer.up], [em.HIDDEN_BITS]))
+        joined.append((f"layer{k}.down", [layer.down], [em.RESIDUAL_BITS]))
+    joined.append(("head", [model.head], [em.LOGIT_BITS]))
+    return joined
 
 
 def weights_file(tensors: dict[str, NDArray]) -> bytes:

@@ -8,6 +8,7 @@ zero with each piece, as a decoder starts with each chunk.
 
     python -m lmfs_tools.corpus CORPUS VOCAB.json WORK    (once)
     python -m lmfs_tools.train WORK --tokens 40e6         (again to resume)
+    python -m lmfs_tools.train WORK --start-from X.lmm    (from the weights of a package)
 
 Writes WORK/checkpoint.pt every few minutes, WORK/log.jsonl, WORK/best.pt at the end.
 """
@@ -24,8 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lmfs.models.package import ModelPackage
+
 from .corpus import WEIGHTS
 from .exact_model import START_TOKEN, ExactModel, Shape, code_length_nats
+from .export import model_of
 
 WINDOW = 1024  # tokens back-propagated through
 WINDOWS_PER_PIECE = 6  # about 16 KiB of text between two resets
@@ -157,6 +161,7 @@ def evaluate(model: ExactModel, folder: pathlib.Path, quantised: bool) -> dict[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("work", type=pathlib.Path)
+    parser.add_argument("--start-from", type=pathlib.Path, metavar="PACKAGE")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--save-every", type=float, default=180, metavar="SECONDS")
     parser.add_argument("--evaluate-every", type=float, default=900, metavar="SECONDS")
@@ -170,7 +175,12 @@ def main() -> None:
     shape = Shape(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Shape)})
     torch.set_num_threads(args.threads)
     torch.manual_seed(s.seed)
-    model = ExactModel(shape)
+    if args.start_from:
+        model = model_of(ModelPackage.load(args.start_from))
+        if model.shape != shape:
+            raise SystemExit(f"train: {args.start_from}: expected {shape}, got {model.shape}")
+    else:
+        model = ExactModel(shape)
     both = optimizers(model, s)
     step, seen = 0, 0
     saved = args.work / "checkpoint.pt"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import os
+import shlex
 import sys
 from collections.abc import Callable
 
@@ -32,6 +33,7 @@ class _Tally:
         self.done: list[Outcome] = []
         self.reasons: collections.Counter[str] = collections.Counter()
         self.first_error: BaseException | None = None
+        self.unmounted: set[str] = set()  # stores with files frozen, whose mount was not used
 
     def summary(self, verb: str) -> str:
         before = sum(outcome.before_bytes for outcome in self.done)
@@ -56,6 +58,8 @@ def run(verb: str, paths: list[str], job: Job, *, create: bool, verbose: bool) -
         with place.store:
             _run_place(verb, place, path, job, tally, verbose)
     print(tally.summary(verb))
+    for root in sorted(tally.unmounted):
+        print(f"read them through a mount: lmfs mount {shlex.quote(root)}")
     if tally.first_error is not None:
         raise typer.Exit(exit_code(tally.first_error))
 
@@ -78,6 +82,8 @@ def _run_place(verb: str, place: Place, shown: str, job: Job, tally: _Tally, ver
                     tally.reasons[outcome.reason or ""] += 1
                 else:
                     tally.done.append(outcome)
+                if outcome.action is Action.FROZEN and place.mountpoint is None:
+                    tally.unmounted.add(place.store.path)
                 if verbose or (outcome.action is Action.SKIPPED and file == place.path):
                     progress.print(_line(name, outcome))
     finally:

@@ -82,7 +82,7 @@ def _size(text: str) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """The console scripts' entry; returns the exit code."""
-    program = Path(sys.argv[0]).name if argv is None else "lmz"
+    program = Path(sys.argv[0]).stem if argv is None else "lmz"
     return run(program, sys.argv[1:] if argv is None else argv)
 
 
@@ -200,7 +200,8 @@ class _Filter:
         from lmfs.container import DEFAULT_CHUNK_SIZE
         from lmfs.lmz import LmzWriter
 
-        size = self._options.chunk_size or DEFAULT_CHUNK_SIZE
+        size = self._options.chunk_size
+        size = DEFAULT_CHUNK_SIZE if size is None else size
         with LmzWriter(out, chooser=self._choose(), chunk_size=size, progress=progress) as writer:
             while piece := source.read(_PIECE_BYTES):
                 writer.write(piece)
@@ -216,7 +217,7 @@ class _Filter:
         """A file by its compressed or decompressed self."""
         options = self._options
         target = self._target(path)
-        with open(path, "rb", opener=None if options.force else _open_no_link) as source:
+        with open(path, "rb", opener=_open_regular if options.force else _open_no_link) as source:
             before = os.fstat(source.fileno())
             if not stat.S_ISREG(before.st_mode):
                 raise _Warning("not a regular file -- ignored")
@@ -323,13 +324,17 @@ def _decoded_or_copied(source: BinaryIO, name: str) -> Iterator[bytes]:
         yield piece
 
 
+def _open_regular(path: str, flags: int) -> int:
+    if stat.S_ISDIR(os.stat(path).st_mode):
+        raise _Warning("is a directory -- ignored")
+    # Does not wait for the writer of a FIFO, which is then refused as no regular file.
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _open_no_link(path: str, flags: int) -> int:
-    try:
-        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        if os.path.islink(path):
-            raise _Warning("is a symbolic link -- ignored") from None
-        raise
+    if os.path.islink(path):
+        raise _Warning("is a symbolic link -- ignored")
+    return _open_regular(path, flags | os.O_NOFOLLOW)
 
 
 class _Replacement:
@@ -352,8 +357,11 @@ class _Replacement:
             if kind is None:
                 self._publish()
         finally:
-            self.file.close()
-            self._temporary.unlink(missing_ok=True)
+            # Closing writes what is buffered, and fails again where writing failed.
+            try:
+                self.file.close()
+            finally:
+                self._temporary.unlink(missing_ok=True)
 
     def _publish(self) -> None:
         self.file.flush()

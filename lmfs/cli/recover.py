@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import typer
 from rich.filesize import decimal
 
 from ..errors import DamagedError, UsageError
-from ..lmz.recovery import Hole, recover
+from ..lmz.recovery import Hole, Recovered, recover
 
 app = typer.Typer()
 
@@ -33,31 +35,48 @@ def command(
     """
     if output.exists():
         raise UsageError("file exists", where=output, do="name another one, nothing is overwritten")
-    whole = lost = 0
-    at = 0
-    unsure = False
     with open(output, "xb") as target:
-        for piece in recover(file, model_search=model or []):
-            if isinstance(piece, Hole):
-                lost += 1
-                _report(piece)
-                unsure |= piece.size is None
-                if piece.size is not None:
-                    at = (at if piece.start is None else piece.start) + piece.size
-                continue
-            at = at if piece.start is None else piece.start
+        try:
+            saved = _save(recover(file, model_search=model or []), target)
+        except BaseException:
+            if not target.tell():
+                output.unlink()
+            raise
+    print(f"{output}: {decimal(saved.whole_bytes)} saved, {saved.holes} holes")
+    if saved.unsure:
+        print("lmfs: behind a hole of unknown size bytes may stand too early", file=sys.stderr)
+    if saved.holes:
+        raise typer.Exit(DamagedError.exit_code)
+
+
+@dataclass
+class _Saved:
+    """What was saved, and how many losses there were; `unsure` if a place was guessed."""
+
+    whole_bytes: int = 0
+    holes: int = 0
+    unsure: bool = False
+
+
+def _save(pieces: Iterator[Recovered | Hole], target: BinaryIO) -> _Saved:
+    saved = _Saved()
+    at = 0
+    for piece in pieces:
+        at = at if piece.start is None else piece.start
+        if isinstance(piece, Hole):
+            _report(piece)
+            saved.holes += 1
+            saved.unsure |= piece.size is None
+            at += piece.size or 0
+        else:
             target.seek(at)
             target.write(piece.data)
+            saved.whole_bytes += len(piece.data)
             at += len(piece.data)
-            whole += len(piece.data)
-        target.truncate(at)
-        target.flush()
-        os.fsync(target.fileno())
-    print(f"{output}: {decimal(whole)} saved, {lost} holes")
-    if unsure:
-        print("lmfs: behind a hole of unknown size bytes may stand too early", file=sys.stderr)
-    if lost:
-        raise typer.Exit(DamagedError.exit_code)
+    target.truncate(at)
+    target.flush()
+    os.fsync(target.fileno())
+    return saved
 
 
 def _report(hole: Hole) -> None:

@@ -83,7 +83,8 @@ def _print(account: Account) -> None:
     if account.frozen_files:
         console.print(table, width=None if console.is_terminal else _WIDTH_IN_A_PIPE)
         console.print(f"on disk: {decimal(account.frozen_on_disk)}")
-    console.print(f"hot: {account.hot_files:,} files, {decimal(account.hot_bytes)}")
+    files = "file" if account.hot_files == 1 else "files"
+    console.print(f"hot: {account.hot_files:,} {files}, {decimal(account.hot_bytes)}")
     _print_models(account, console)
     for name, problem in sorted(account.damaged.items()):
         console.print(f"damaged: {name}: {problem}", style="red", markup=False)

@@ -354,7 +354,8 @@ class _Walk:
         The offset is found by trial: it is part of what a chunk's checksum covers.
         """
         guesses = _MODEL_GUESSES
-        for at in range(begin, self._end):
+        at = begin - 1
+        while (at := self._nonzero(at + 1)) < self._end:
             if self._bytes(at, MAGIC_BYTES) in _MAGICS:
                 return None
             heads, stop = self._heads(header, at, _CHAIN)
@@ -376,6 +377,14 @@ class _Walk:
                 if checksum(chunk, start + lost * header.chunk_size) == frame.checksum:
                     return at, start + lost * header.chunk_size
         return None
+
+    def _nonzero(self, at: int) -> int:
+        """The first place from `at` on without a zero byte: no frame begins with one."""
+        while at < self._end and self._bytes(at, 1) == b"\0":
+            offset = at - self._window_at
+            zeros = len(self._window) - offset - len(self._window[offset:].lstrip(b"\0"))
+            at += zeros
+        return at
 
     def _bytes(self, at: int, size: int) -> bytes:
         """Up to `size` bytes, fewer at the end."""

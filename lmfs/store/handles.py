@@ -82,7 +82,8 @@ class Handles:
         flags = _backing_flags(flags) | os.O_CREAT | os.O_EXCL
         fd = os.open(path, flags, mode, dir_fd=self._store.root_fd)
         try:
-            handle = _Handle(fd, self._marks.facts_of_fd(fd).inode, writable=True)
+            inode = self._marks.inodes.shown(os.fstat(fd).st_ino, None)
+            handle = _Handle(fd, inode, writable=True)
         except BaseException:
             os.close(fd)
             raise
@@ -91,7 +92,7 @@ class Handles:
     def _open_handle(self, path: str, flags: int) -> _Handle:
         writable = _writes(flags)
         for _ in range(_OPEN_TRIES):
-            fd = self._open_backing(path, flags)
+            fd = os.open(path, _backing_flags(flags), dir_fd=self._store.root_fd)
             try:
                 status = os.fstat(fd)
                 if status.st_nlink:
@@ -119,16 +120,6 @@ class Handles:
         if stat.S_ISREG(status.st_mode):
             return self._marks.facts_of_fd(fd)
         return Facts(State.HOT, status.st_size, status.st_ino)
-
-    def _open_backing(self, path: str, flags: int) -> int:
-        try:
-            return os.open(path, _backing_flags(flags), dir_fd=self._store.root_fd)
-        except PermissionError:
-            if flags & os.O_ACCMODE != os.O_WRONLY:
-                raise
-            # May be written but not read: then its marks remain unread, too.
-            only = _backing_flags(flags) & ~os.O_ACCMODE | os.O_WRONLY
-            return os.open(path, only, dir_fd=self._store.root_fd)
 
     def _register(self, handle: _Handle) -> int:
         with self._lock:
@@ -281,11 +272,7 @@ def _writes(flags: int) -> bool:
 
 
 def _backing_flags(flags: int) -> int:
-    """The flags for the backing file: what is written is readable too, for its marks are read."""
-    flags = flags & ~_DROPPED_FLAGS | os.O_NOFOLLOW | os.O_CLOEXEC
-    if _writes(flags):
-        flags = flags & ~os.O_ACCMODE | os.O_RDWR
-    return flags
+    return flags & ~_DROPPED_FLAGS | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def _must_wrap(fd: int) -> bool:

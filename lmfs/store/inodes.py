@@ -15,6 +15,7 @@ number is taken shows the next number of the form `real + k * 2**48` that is not
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import struct
 import threading
@@ -69,6 +70,10 @@ class KeptInodes:
                 _JOURNAL, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644, dir_fd=self._root_fd
             )
             try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                size = os.fstat(fd).st_size
+                if size % _ENTRY.size:  # a crash tore the last entry, whose number was not freed
+                    os.ftruncate(fd, size - size % _ENTRY.size)
                 os.write(fd, _ENTRY.pack(shown))
                 os.fsync(fd)
             finally:

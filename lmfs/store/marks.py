@@ -27,6 +27,7 @@ import os
 import struct
 import threading
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from ..container import MAGIC_BYTES, MAX_TRAILER_BYTES, Kind, Trailer, parse_trailer, sniff
@@ -79,24 +80,32 @@ class Marks:
         known = self._known(key)
         if known is not None:
             return known
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW, dir_fd=self.store.root_fd)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.store.root_fd)
-        except PermissionError:
-            # Nobody reads it through us either; what it would show need not be known.
-            return Facts(State.HOT, status.st_size, status.st_ino)
-        try:
-            return self.facts_of_fd(fd)
+            return self.facts_to_show(fd)
         finally:
             os.close(fd)
 
+    def facts_to_show(self, fd: int) -> Facts:
+        """The facts of an open regular file; one whose marks we may not read is shown as hot."""
+        try:
+            return self.facts_of_fd(fd)
+        except PermissionError:
+            status = os.fstat(fd)
+            return Facts(State.HOT, status.st_size, status.st_ino)
+
     def facts_of_fd(self, fd: int) -> Facts:
-        """The facts of an open regular file; raises OSError."""
+        """The facts of an open regular file, in whatever way it is open.
+
+        raises: PermissionError if we may not read it; then it must not be written to either
+        """
         status = os.fstat(fd)
         key = _key(status)
         known = self._known(key)
         if known is not None:
             return known
-        facts = self._read(fd, status)
+        with _readable(fd) as readable:
+            facts = self._read(readable, status)
         # A file written to while it was read, or within one tick of its filesystem's clock after,
         # would be remembered wrongly.
         settled = time.time_ns() - status.st_ctime_ns > _CLOCK_TICK_NS
@@ -150,15 +159,24 @@ def frozen_mark(store_id: bytes, size: int) -> bytes:
     return _VALUE.pack(store_id[:8], size)
 
 
+@contextlib.contextmanager
+def _readable(fd: int) -> Iterator[int]:
+    """The same file, open for reading, and read without leaving an access time where we may."""
+    path = f"/proc/self/fd/{fd}"
+    try:
+        readable = os.open(path, os.O_RDONLY | os.O_NOATIME)
+    except PermissionError:
+        readable = os.open(path, os.O_RDONLY)
+    try:
+        yield readable
+    finally:
+        os.close(readable)
+
+
 def read_ends(fd: int, size: int) -> tuple[bool, Trailer | None]:
     """Whether a file of `size` bytes begins as a frozen one does, and the trailer if it ends so."""
-    try:
-        magic = sniff(os.pread(fd, MAGIC_BYTES, 0)) is Kind.FROZEN
-        tail = os.pread(fd, MAX_TRAILER_BYTES, max(0, size - MAX_TRAILER_BYTES))
-    except OSError as error:
-        if error.errno != errno.EBADF:  # open for writing only, for it may not be read
-            raise
-        return False, None
+    magic = sniff(os.pread(fd, MAGIC_BYTES, 0)) is Kind.FROZEN
+    tail = os.pread(fd, MAX_TRAILER_BYTES, max(0, size - MAX_TRAILER_BYTES))
     if not tail.endswith(Kind.FROZEN.trailer_magic):
         return magic, None
     try:
@@ -175,8 +193,9 @@ def gives_magic(data: bytes, offset: int) -> bool:
 
 
 def looks_frozen(fd: int) -> bool:
-    """True if a plain file's bytes would be taken for a mark."""
-    magic, trailer = read_ends(fd, os.fstat(fd).st_size)
+    """True if an open plain file's bytes would be taken for a mark. raises: OSError"""
+    with _readable(fd) as readable:
+        magic, trailer = read_ends(readable, os.fstat(readable).st_size)
     return magic or trailer is not None
 
 

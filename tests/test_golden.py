@@ -1,0 +1,30 @@
+"""Files written by released versions decode, for ever, to the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+
+import pytest
+
+from lmfs.lmz import LmzReader
+
+GOLDEN = sorted((pathlib.Path(__file__).with_name("data") / "golden").glob("*.lmz"))
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_golden_file_decodes(path, data):
+    about = json.loads(path.with_suffix(".json").read_text())
+    store_id = bytes.fromhex(about["store_id"]) if about["store_id"] else None
+    with LmzReader(path, model_search=[data], store_id=store_id) as reader:
+        content = reader.read()
+        codecs = {name for name, s in reader.statistics().items() if s.chunks}
+        reader.verify()
+    assert len(content) == about["size"]
+    assert hashlib.sha256(content).hexdigest() == about["content_sha256"]
+    assert codecs == {"raw", "zstd", "lm"}
+
+
+def test_there_is_a_golden_file_for_every_kind():
+    assert {path.stem for path in GOLDEN} >= {"1.0-tiny", "1.0-tiny-frozen", "1.0-base-1"}

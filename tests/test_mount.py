@@ -1,0 +1,660 @@
+"""Real mounts: what a program sees, and what happens when something goes wrong."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import pathlib
+import random
+import shutil
+import signal
+import socket
+import sqlite3
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import pytest
+from backing import CHUNK, Backing, text
+
+from lmfs.store.control import Control, mounts, runtime_directory
+from lmfs.store.freeze import thaw
+from lmfs.store.marks import State
+
+DATA = text(40 * CHUNK + 5)
+NOBODY = 65534
+
+
+def lmfs(*args, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "lmfs", *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **options,
+    )
+
+
+def mount(*args):
+    done = lmfs("mount", *args)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), done
+
+
+def unmount(path):
+    """Whatever state it is in."""
+    if any(m.mountpoint == str(path) for m in mounts()):
+        done = lmfs("umount", path)
+        if done.returncode:
+            subprocess.run(["fusermount3", "-u", "-z", path], check=False)
+
+
+@pytest.fixture(scope="module")
+def mounted():
+    """A mounted store, as (backing, mountpoint), where other users may come."""
+    base = pathlib.Path(tempfile.mkdtemp(prefix="lmfs-test-")).resolve()
+    os.chmod(base, 0o755)
+    backing, point = Backing(base / "b"), base / "m"
+    point.mkdir()
+    os.chmod(backing.path, 0o755)
+    mount(backing.path, point, "-o", "allow_other")
+    try:
+        yield backing, point
+    finally:
+        unmount(point)
+        backing.close()
+        shutil.rmtree(base)
+
+
+@pytest.fixture
+def place(mounted, request):
+    """A directory of a test's own: (backing, path in the mount, path in the store)."""
+    backing, point = mounted
+    name = request.node.name.replace("/", "-")
+    (point / name).mkdir()
+    return backing, point / name, name
+
+
+class TestReading:
+    def test_freeze_and_read(self, place):
+        backing, path, name = place
+        (path / "f").write_bytes(DATA)
+        before = (path / "f").stat()
+        assert backing.freeze(f"{name}/f").reason is None
+        after = (path / "f").stat()
+        for field in ("st_ino", "st_size", "st_mtime_ns", "st_mode", "st_uid", "st_gid"):
+            assert getattr(after, field) == getattr(before, field), field
+        assert (path / "f").read_bytes() == DATA
+        assert os.getxattr(path / "f", "user.lmfs.state") == b"frozen"
+
+    def test_random_reads(self, place):
+        backing, path, name = place
+        backing.write_frozen(f"{name}/f", DATA)
+        chance = random.Random(5)
+        with open(path / "f", "rb", buffering=0) as file:
+            for _ in range(50):
+                offset, size = chance.randrange(len(DATA)), chance.randrange(3 * CHUNK)
+                assert os.pread(file.fileno(), size, offset) == DATA[offset : offset + size]
+
+    def test_many_readers(self, place):
+        backing, path, name = place
+        backing.write_frozen(f"{name}/f", DATA)
+        wrong = []
+
+        def read():
+            if (path / "f").read_bytes() != DATA:
+                wrong.append(1)
+
+        threads = [threading.Thread(target=read) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert wrong == []
+
+    def test_mmap(self, place):
+        backing, path, name = place
+        backing.write_frozen(f"{name}/f", DATA)
+        with open(path / "f", "rb") as file, mmap.mmap(file.fileno(), 0, prot=1) as mapped:
+            assert mapped[CHUNK * 7 : CHUNK * 7 + 9] == DATA[CHUNK * 7 : CHUNK * 7 + 9]
+            assert mapped.find(DATA[-50:]) == DATA.find(DATA[-50:])
+
+    def test_a_damaged_chunk_is_eio_and_the_rest_is_read(self, place):
+        backing, path, name = place
+        stored_path = backing.write_frozen(f"{name}/f", DATA)
+        stored = bytearray(stored_path.read_bytes())
+        stored[len(stored) // 2] ^= 1
+        stored_path.write_bytes(stored)
+        failed = []
+        with open(path / "f", "rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            for offset in range(0, len(DATA), CHUNK):
+                try:
+                    got = os.pread(file.fileno(), CHUNK, offset)
+                    assert got == DATA[offset : offset + CHUNK]
+                except OSError as error:
+                    failed.append(error.errno)
+        assert failed == [errno.EIO]
+
+    def test_a_cut_off_file_is_eio_not_short(self, place):
+        backing, path, name = place
+        stored_path = backing.write_frozen(f"{name}/f", DATA)
+        os.truncate(stored_path, stored_path.stat().st_size - 1)
+        assert (path / "f").stat().st_size == len(DATA)
+        with pytest.raises(OSError, match="Input/output error"):
+            (path / "f").read_bytes()
+
+    def test_own_names_are_hidden(self, place):
+        backing, path, _ = place
+        point = path.parent
+        assert ".lmfs" not in os.listdir(point)
+        assert not (point / ".lmfs").exists()
+        with pytest.raises(PermissionError):
+            (point / ".lmfs").mkdir()
+        temporary = backing.store.new_temporary_name(1)
+        with pytest.raises(PermissionError):
+            (path / temporary).touch()
+
+
+class TestWriting:
+    def test_plain_files(self, place):
+        _, path, _ = place
+        (path / "f").write_bytes(DATA)
+        with open(path / "f", "r+b") as file:
+            file.seek(100)
+            file.write(b"middle")
+        with open(path / "f", "ab") as file:
+            file.write(b"end")
+        os.truncate(path / "f", len(DATA) + 1)
+        assert (path / "f").read_bytes() == DATA[:100] + b"middle" + DATA[106:] + b"e"
+
+    def test_writing_to_frozen_files(self, place):
+        backing, path, name = place
+        for way in ("append", "overwrite", "truncate", "replace"):
+            backing.write_frozen(f"{name}/{way}", DATA)
+        inode = (path / "append").stat().st_ino
+        with open(path / "append", "ab") as file:
+            file.write(b"end")
+        with open(path / "overwrite", "r+b") as file:
+            file.seek(5)
+            file.write(b"NEW")
+        os.truncate(path / "truncate", 7)
+        (path / "replace").write_bytes(b"short")
+        assert (path / "append").read_bytes() == DATA + b"end"
+        assert (path / "overwrite").read_bytes() == DATA[:5] + b"NEW" + DATA[8:]
+        assert (path / "truncate").read_bytes() == DATA[:7]
+        assert (path / "replace").read_bytes() == b"short"
+        assert (path / "append").stat().st_ino == inode
+        assert (backing.path / name / "append").read_bytes() == DATA + b"end"
+
+    def test_a_reader_sees_what_is_written_to_a_frozen_file(self, place):
+        backing, path, name = place
+        backing.write_frozen(f"{name}/f", DATA)
+        with open(path / "f", "rb", buffering=0) as reader:
+            assert reader.read(3) == DATA[:3]
+            with open(path / "f", "r+b", buffering=0) as writer:
+                writer.write(b"NEW")
+                assert os.pread(reader.fileno(), 6, 0) == b"NEW" + DATA[3:6]
+
+    def test_mmap_writes(self, place):
+        _, path, _ = place
+        (path / "f").write_bytes(DATA)
+        with open(path / "f", "r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+            mapped[10:13] = b"NEW"
+            mapped.flush()
+        assert (path / "f").read_bytes() == DATA[:10] + b"NEW" + DATA[13:]
+
+    def test_unlinked_files_live_on(self, place):
+        backing, path, name = place
+        backing.write_frozen(f"{name}/f", DATA)
+        with open(path / "f", "rb", buffering=0) as file:
+            os.unlink(path / "f")
+            assert not (path / "f").exists()
+            assert file.read(10) == DATA[:10]
+            assert os.fstat(file.fileno()).st_size == len(DATA)
+
+    def test_metadata_does_not_thaw(self, place):
+        backing, path, name = place
+        backing.write_frozen(f"{name}/f", DATA)
+        os.chmod(path / "f", 0o640)
+        os.chown(path / "f", 12, 34)
+        os.utime(path / "f", ns=(1_000_000_007, 2_000_000_009))
+        os.setxattr(path / "f", "user.note", b"x")
+        os.rename(path / "f", path / "g")
+        found = (path / "g").stat()
+        assert (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (0o640, 12, 34)
+        assert found.st_atime_ns == 1_000_000_007
+        assert found.st_mtime_ns == 2_000_000_009
+        assert os.getxattr(path / "g", "user.note") == b"x"
+        assert os.listxattr(path / "g") == ["user.note"]
+        assert backing.facts(f"{name}/g").state is State.FROZEN
+        assert (path / "g").read_bytes() == DATA
+
+    def test_times_that_are_now_or_left_alone(self, place):
+        _, path, _ = place
+        (path / "f").touch()
+        os.utime(path / "f", ns=(5_000_000_000, 6_000_000_000))
+        subprocess.run(["touch", "-a", path / "f"], check=True)
+        assert (path / "f").stat().st_mtime_ns == 6_000_000_000
+        assert abs((path / "f").stat().st_atime - time.time()) < 60
+        os.utime(path / "f")
+        assert abs((path / "f").stat().st_mtime - time.time()) < 60
+
+    def test_a_hard_link_thaws(self, place):
+        backing, path, name = place
+        backing.write_frozen(f"{name}/f", DATA)
+        os.link(path / "f", path / "g")
+        assert (path / "f").stat().st_ino == (path / "g").stat().st_ino
+        assert (path / "g").stat().st_nlink == 2
+        assert (path / "g").read_bytes() == DATA
+        assert "hard links" in backing.freeze(f"{name}/f").reason
+
+    @pytest.mark.parametrize("flag", [1, 2, 4])
+    def test_rename_flags_are_honoured_or_refused(self, place, flag):
+        _, path, _ = place
+        (path / "a").write_bytes(b"a")
+        (path / "b").write_bytes(b"b")
+        libc = ctypes.CDLL(None, use_errno=True)
+        failed = libc.renameat2(-100, bytes(path / "a"), -100, bytes(path / "b"), flag)
+        number = ctypes.get_errno() if failed else 0
+        assert number == {1: errno.EEXIST, 2: 0, 4: errno.EINVAL}[flag]
+        expected = (b"b", b"a") if flag == 2 else (b"a", b"b")
+        assert ((path / "a").read_bytes(), (path / "b").read_bytes()) == expected
+
+    def test_a_raw_copy_of_a_frozen_file_stays_what_it_is(self, place):
+        backing, path, name = place
+        raw = backing.write_frozen(f"{name}/f", DATA).read_bytes()
+        (path / "copy").write_bytes(raw)
+        assert (path / "copy").read_bytes() == raw
+        with open(path / "copy", "ab") as file:
+            file.write(b"more")
+        assert (path / "copy").read_bytes() == raw + b"more"
+
+    def test_special_files(self, place):
+        _, path, _ = place
+        os.mkfifo(path / "p")
+        os.symlink("target", path / "l")
+        os.mknod(path / "d", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+        assert stat.S_ISFIFO((path / "p").stat().st_mode)
+        assert os.readlink(path / "l") == "target"
+        assert (path / "d").stat().st_rdev == os.makedev(1, 3)
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path / "s"))
+            assert stat.S_ISSOCK((path / "s").stat().st_mode)
+
+    def test_names_that_are_not_utf8(self, place):
+        _, path, _ = place
+        name = bytes(path) + b"/\xff\xfe \xe4"
+        with open(name, "wb") as file:
+            file.write(b"1")
+        assert os.listdir(bytes(path)) == [b"\xff\xfe \xe4"]
+        with open(name, "rb") as file:
+            assert file.read() == b"1"
+
+    def test_other_users(self, place):
+        _, path, _ = place
+        os.chmod(path, 0o777)
+        (path / "mine").write_bytes(b"secret")
+        os.chmod(path / "mine", 0o600)
+        script = (
+            f"umask 027; echo x > {path}/theirs; mkdir {path}/dir; ln -s x {path}/link;"
+            f" cat {path}/mine; chmod 777 {path}/mine"
+        )
+        done = subprocess.run(
+            ["sh", "-c", script], user=NOBODY, group=NOBODY, extra_groups=[], capture_output=True
+        )
+        assert b"secret" not in done.stdout
+        assert done.stderr.count(b"ermission denied") + done.stderr.count(b"not permitted") == 2
+        for name, mode in (("theirs", 0o640), ("dir", 0o750)):
+            found = (path / name).stat()
+            assert (found.st_uid, found.st_gid) == (NOBODY, NOBODY)
+            assert stat.S_IMODE(found.st_mode) == mode
+        assert (path / "link").lstat().st_uid == NOBODY
+        assert stat.S_IMODE((path / "mine").stat().st_mode) == 0o600
+
+    def test_writing_takes_set_user_id_away(self, place):
+        _, path, _ = place
+        os.chmod(path, 0o777)
+        (path / "f").write_bytes(b"x")
+        os.chmod(path / "f", 0o4777)
+        done = subprocess.run(["sh", "-c", f"echo y >> {path}/f"], user=NOBODY, group=NOBODY)
+        assert done.returncode == 0
+        assert not (path / "f").stat().st_mode & stat.S_ISUID
+
+    def test_acls(self, place):
+        _, path, _ = place
+        acl = bytes.fromhex(
+            "02000000 01000600ffffffff 02000400feff0000 04000000ffffffff 10000400ffffffff"
+            " 20000000ffffffff"
+        )
+        (path / "f").write_bytes(b"secret")
+        os.chmod(path, 0o755)
+        os.chmod(path / "f", 0o600)
+        command = ["cat", path / "f"]
+        options = {"user": NOBODY, "group": NOBODY, "extra_groups": [], "capture_output": True}
+        assert subprocess.run(command, **options, check=False).returncode != 0
+        os.setxattr(path / "f", "system.posix_acl_access", acl)
+        assert subprocess.run(command, **options, check=False).stdout == b"secret"
+
+    def test_sqlite(self, place):
+        backing, path, name = place
+        with sqlite3.connect(path / "db") as database:
+            database.execute("create table t (a integer primary key, b text)")
+            database.executemany(
+                "insert into t (b) values (?)", [(text(50, i).decode(),) for i in range(500)]
+            )
+        database.close()
+        assert backing.freeze(f"{name}/db").reason is None
+        with sqlite3.connect(path / "db") as database:
+            assert database.execute("select count(*) from t").fetchone() == (500,)
+            database.execute("update t set b = 'x' where a % 2")
+        assert database.execute("pragma integrity_check").fetchone() == ("ok",)
+        database.close()
+
+    def test_free_space(self, place):
+        backing, path, _ = place
+        ours, theirs = os.statvfs(path), os.statvfs(backing.path)
+        assert (ours.f_blocks, ours.f_bsize) == (theirs.f_blocks, theirs.f_bsize)
+
+
+def test_random_operations_against_a_model(place):
+    """Reads, writes, truncations, freezing and thawing: the file is always what it must be."""
+    backing, path, name = place
+    file, chance = path / "f", random.Random(11)
+    model = bytearray(DATA)
+    file.write_bytes(model)
+    frozen = 0
+    for step in range(120):
+        action = chance.choice(
+            ["read", "read", "write", "append", "truncate", "freeze", "freeze", "thaw"]
+        )
+        if action == "read":
+            offset = chance.randrange(len(model) + 1)
+            with open(file, "rb") as opened:
+                opened.seek(offset)
+                assert opened.read(3 * CHUNK) == model[offset : offset + 3 * CHUNK], step
+        elif action == "write":
+            offset, data = chance.randrange(len(model) + 1), text(chance.randrange(1, 9000), step)
+            with open(file, "r+b") as opened:
+                opened.seek(offset)
+                opened.write(data)
+            model[offset : offset + len(data)] = data
+        elif action == "append":
+            data = text(chance.randrange(1, 9000), step)
+            with open(file, "ab") as opened:
+                opened.write(data)
+            model += data
+        elif action == "truncate":
+            size = chance.randrange(len(model) * 3 // 4, len(model) + 1)
+            os.truncate(file, size)
+            del model[size:]
+        elif action == "freeze":
+            frozen += backing.freeze(f"{name}/f").reason is None
+        else:
+            thaw(backing.marks, f"{name}/f")
+        assert file.stat().st_size == len(model), step
+    assert file.read_bytes() == model
+    assert frozen > 10
+
+
+def test_hammering_while_it_is_frozen_and_thawed(place):
+    """Appenders through the mount, freezers beside it: no append is ever lost."""
+    backing, path, name = place
+    start = DATA[: 3 * CHUNK]
+    (path / "f").write_bytes(start)
+    stop = threading.Event()
+    outcomes = []
+
+    def freezer():
+        while not stop.is_set():
+            outcomes.append(backing.freeze(f"{name}/f").reason)
+            time.sleep(0.005)
+
+    thread = threading.Thread(target=freezer)
+    thread.start()
+    try:
+        for i in range(60):
+            with open(path / "f", "ab") as file:
+                file.write(b"line %d\n" % i)
+            time.sleep(0.02 * (i % 5))
+    finally:
+        stop.set()
+        thread.join()
+    assert (path / "f").read_bytes() == start + b"".join(b"line %d\n" % i for i in range(60))
+    assert None in outcomes
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    """A store and a mountpoint that a test mounts itself."""
+    backing, point = Backing(tmp_path.resolve() / "b"), tmp_path.resolve() / "m"
+    point.mkdir()
+    try:
+        yield backing, point
+    finally:
+        unmount(point)
+        unmount(backing.path)
+        backing.close()
+
+
+class TestMounting:
+    def test_over_itself(self, fresh):
+        backing, _ = fresh
+        backing.write_frozen("f", DATA)
+        backing.write("h", DATA)
+        mount(backing.path)
+        assert (backing.path / "f").read_bytes() == DATA
+        assert sorted(os.listdir(backing.path)) == ["f", "h"]
+        done = lmfs("freeze", "--no-model", "-v", backing.path / "h")
+        assert done.returncode == 0, done
+        assert "froze 1 file:" in done.stdout
+        assert os.getxattr(backing.path / "h", "user.lmfs.state") == b"frozen"
+        assert (backing.path / "h").read_bytes() == DATA
+        done = lmfs("thaw", backing.path)
+        assert "thawed 2 files" in done.stdout, done
+        assert (backing.path / "f").read_bytes() == DATA
+        done = lmfs("umount", backing.path)
+        assert done.returncode == 0, done
+        assert (backing.path / ".lmfs").is_dir()
+        assert (backing.path / "f").read_bytes() == DATA
+
+    def test_a_new_directory_becomes_a_store(self, tmp_path):
+        directory = tmp_path.resolve() / "new"
+        directory.mkdir()
+        try:
+            mount(directory)
+            (directory / "f").write_bytes(DATA)
+        finally:
+            unmount(directory)
+        assert (directory / "f").read_bytes() == DATA
+        assert (directory / ".lmfs" / "store.json").is_file()
+
+    def test_commands_through_the_mount(self, fresh):
+        backing, point = fresh
+        mount(backing.path, point)
+        (point / "d").mkdir()
+        (point / "d" / "f").write_bytes(DATA)
+        assert lmfs("freeze", "--no-model", "d", cwd=point).returncode == 0
+        done = lmfs("status", "d/f", cwd=point)
+        assert done.returncode == 0, done
+        assert "zstd" in done.stdout
+        assert lmfs("thaw", point).returncode == 0
+        assert (backing.path / "d" / "f").read_bytes() == DATA
+
+    def test_read_only(self, fresh):
+        backing, point = fresh
+        backing.write_frozen("f", DATA)
+        mount(backing.path, point, "-o", "ro")
+        assert (point / "f").read_bytes() == DATA
+        for act in (
+            lambda: (point / "g").touch(),
+            lambda: os.truncate(point / "f", 0),
+            lambda: os.chmod(point / "f", 0o600),
+        ):
+            with pytest.raises(OSError, match="Read-only"):
+                act()
+
+    def test_unmounting_waits_and_cleans_up(self, fresh):
+        backing, point = fresh
+        mount(backing.path, point)
+        (mounted,) = (m for m in mounts() if m.mountpoint == str(point))
+        socket_path = pathlib.Path(runtime_directory(0), f"{mounted.device}.sock")
+        assert socket_path.is_socket()
+        with Control(mounted) as control, control.open_store() as store:
+            assert store.id == backing.store.id
+            assert store.path == str(backing.path)
+        done = lmfs("umount", point)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert not socket_path.exists()
+        assert os.listdir(point) == []
+
+    def test_a_busy_mount_stays(self, fresh):
+        backing, point = fresh
+        backing.write("f", b"1")
+        mount(backing.path, point)
+        with open(point / "f", "rb"):
+            done = lmfs("umount", point)
+            assert done.returncode == 10
+            assert "busy" in done.stderr
+        assert lmfs("umount", point).returncode == 0
+
+    def test_foreground_ends_on_interrupt(self, fresh):
+        backing, point = fresh
+        backing.write("f", b"1")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lmfs", "mount", "-f", backing.path, point],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        with process:
+            try:
+                assert process.stdout.readline() == f"lmfs: mounted on {point}\n"
+                assert (point / "f").read_bytes() == b"1"
+                process.send_signal(signal.SIGINT)
+                assert process.wait(20) == 0
+            finally:
+                process.kill()
+        assert not any(m.mountpoint == str(point) for m in mounts())
+
+    def test_a_killed_mount_is_unmounted_and_mounted_again(self, fresh):
+        backing, point = fresh
+        backing.write_frozen("f", DATA)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lmfs", "mount", "-f", backing.path, point],
+            stdout=subprocess.PIPE,
+        )
+        with process:
+            process.stdout.readline()
+            (point / "g").write_bytes(b"kept")
+            process.kill()
+        with pytest.raises(OSError, match="not connected"):
+            os.listdir(point)
+        done = lmfs("umount", point)
+        assert done.returncode == 0, done
+        mount(backing.path, point)
+        assert (point / "f").read_bytes() == DATA
+        assert (point / "g").read_bytes() == b"kept"
+
+    def test_what_a_crash_left_is_removed(self, fresh):
+        backing, point = fresh
+        left = backing.write("d/" + backing.store.new_temporary_name(1), b"")
+        mount(backing.path, point)
+        for _ in range(100):
+            if not left.exists():
+                break
+            time.sleep(0.05)
+        assert not left.exists()
+
+    def test_mounted_twice(self, fresh, tmp_path):
+        backing, point = fresh
+        other = tmp_path.resolve() / "m2"
+        other.mkdir()
+        backing.write_frozen("f", DATA)
+        mount(backing.path, point)
+        try:
+            mount(backing.path, other)
+            assert (other / "f").read_bytes() == (point / "f").read_bytes() == DATA
+            with open(other / "f", "ab") as file:
+                file.write(b"end")
+            time.sleep(1.1)  # the kernel may keep attributes for a second
+            assert (point / "f").read_bytes() == DATA + b"end"
+        finally:
+            unmount(other)
+
+
+class TestRefusals:
+    def refused(self, code, *words, args):
+        done = lmfs("mount", *args)
+        assert done.returncode == code, done
+        assert done.stderr.startswith("lmfs: ")
+        assert "Traceback" not in done.stderr
+        for word in words:
+            assert word in done.stderr, done.stderr
+        return done
+
+    def test_no_backing(self, tmp_path):
+        self.refused(12, "does not exist", "mkdir -p", args=[tmp_path / "none"])
+
+    def test_backing_is_a_file(self, tmp_path):
+        (tmp_path / "f").touch()
+        self.refused(12, "not a directory", args=[tmp_path / "f"])
+
+    def test_no_mountpoint(self, tmp_path):
+        self.refused(12, "mountpoint does not exist", args=[tmp_path, tmp_path / "none"])
+
+    def test_mountpoint_not_empty(self, tmp_path):
+        (tmp_path / "b").mkdir()
+        (tmp_path / "m" / "x").mkdir(parents=True)
+        self.refused(12, "not empty", args=[tmp_path / "b", tmp_path / "m"])
+
+    def test_mountpoint_inside_the_backing_directory(self, tmp_path):
+        (tmp_path / "m").mkdir()
+        self.refused(2, "inside the backing directory", args=[tmp_path, tmp_path / "m"])
+        assert not (tmp_path / ".lmfs").exists()
+
+    def test_unknown_option(self, tmp_path):
+        self.refused(2, "mount option", "got nonsense", args=[tmp_path, "-o", "ro,nonsense"])
+
+    def test_not_writable(self, tmp_path):
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", tmp_path], check=True)
+        try:
+            self.refused(9, "cannot make a store", "Read-only", args=[tmp_path])
+        finally:
+            subprocess.run(["umount", "-l", tmp_path], check=True)
+
+    def test_read_only_needs_a_store(self, tmp_path):
+        self.refused(3, "not a store", args=[tmp_path, "-o", "ro"])
+
+    def test_a_newer_store(self, fresh):
+        backing, point = fresh
+        path = backing.path / ".lmfs" / "store.json"
+        path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
+        self.refused(4, "store version", args=[backing.path, point])
+
+    def test_mounted_already(self, fresh):
+        backing, point = fresh
+        mount(backing.path, point)
+        self.refused(12, "mounted here already", "lmfs umount", args=[backing.path, point])
+        self.refused(12, "is an lmfs mount itself", args=[point, backing.path])
+
+    def test_no_libfuse(self, fresh):
+        backing, point = fresh
+        environment = os.environ | {"FUSE_LIBRARY_NAME": "no-such-library"}
+        done = lmfs("mount", backing.path, point, env=environment)
+        assert done.returncode == 12
+        assert "apt install fuse3" in done.stderr
+
+    def test_umount_of_something_else(self, tmp_path):
+        done = lmfs("umount", tmp_path)
+        assert done.returncode == 12
+        assert "not an lmfs mount" in done.stderr
+
+
+def test_fusermount_is_here():
+    """The tests above would prove little without it."""
+    assert shutil.which("fusermount3")
