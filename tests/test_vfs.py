@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from lmfs.codecs.choose import Chooser
 from lmfs.container import Kind
 from lmfs.errors import DamagedError
+from lmfs.store import handles
 from lmfs.store.freeze import freeze, thaw
 from lmfs.store.marks import PLAIN_MARK, State
 from lmfs.store.system import RENAME_EXCHANGE, RENAME_NOREPLACE
@@ -167,6 +168,7 @@ class TestNames:
         vfs.link("f", "g")
         assert vfs.attributes("g").inode == vfs.attributes("f").inode == inode
         assert vfs.attributes("f").links == 2
+        assert state(vfs, "f") == b"hot"
         assert slurp(vfs, "g") == DATA
 
     def test_rename_flags(self, backing, vfs):
@@ -339,6 +341,46 @@ class TestWriting:
         vfs.release(handle, "f")
         assert backing.freeze("f").reason is None
 
+    @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR])
+    def test_a_file_replaced_while_it_is_opened(self, backing, vfs, monkeypatch, flags):
+        """The race that loses data: the old inode is opened, then another takes its name."""
+        backing.write("f", b"old")
+        backing.write("g", b"new")
+        real_open = os.open
+
+        def slow_open(path, *arguments, **options):
+            fd = real_open(path, *arguments, **options)
+            if path == "f" and (backing.path / "g").exists():
+                os.rename(backing.path / "g", backing.path / "f")
+            return fd
+
+        monkeypatch.setattr(os, "open", slow_open)
+        handle = vfs.open("f", flags)
+        assert vfs.read(handle, 10, 0, "f") == b"new"
+        if flags != os.O_RDONLY:
+            vfs.write(handle, b"N", 0)
+            assert (backing.path / "f").read_bytes() == b"New"
+        vfs.release(handle, "f")
+
+    def test_a_file_frozen_while_it_is_opened(self, backing, vfs, monkeypatch):
+        """Thawed first, frozen again by another process before the open: thawed again."""
+        backing.write_frozen("f", DATA)
+        real_thaw, calls = handles.thaw, []
+
+        def thaw_and_freeze(*arguments, **options):
+            outcome = real_thaw(*arguments, **options)
+            if not calls:
+                assert backing.freeze("f").reason is None
+            calls.append(1)
+            return outcome
+
+        monkeypatch.setattr(handles, "thaw", thaw_and_freeze)
+        handle = vfs.open("f", os.O_RDWR)
+        vfs.write(handle, b"NEW", 0)
+        vfs.release(handle, "f")
+        assert len(calls) == 2
+        assert slurp(vfs, "f") == b"NEW" + DATA[3:]
+
     def test_creating(self, backing, vfs):
         backing.write_frozen("f", DATA)
         with pytest.raises(FileExistsError):
@@ -403,6 +445,13 @@ class TestUsersFilesThatLookLikeOurs:
         assert slurp(vfs, "m") == Kind.FROZEN.value
         assert state(vfs, "m") == b"frozen"
 
+    def test_a_file_that_only_ends_as_ours_do(self, backing, vfs):
+        raw = backing.write_frozen("f", DATA[: 3 * CHUNK]).read_bytes()
+        handle = self.copy_in(vfs, "copy", b"X" + raw[1:])
+        assert vfs.attributes("copy").size == vfs.attributes("copy", handle).size == len(raw)
+        vfs.release(handle, "copy")
+        assert slurp(vfs, "copy") == b"X" + raw[1:]
+
     def test_without_wrapping_it_stays_plain(self, backing, vfs):
         raw = backing.write_frozen("f", DATA[: 3 * CHUNK]).read_bytes()
         reader = self.copy_in(vfs, "copy", raw)
@@ -412,6 +461,51 @@ class TestUsersFilesThatLookLikeOurs:
         assert vfs.read(second, len(raw), 0, "copy") == raw
         vfs.release(second, "copy")
         assert slurp(vfs, "copy") == raw
+
+
+class TestWithoutXattrs:
+    """A backing filesystem that has none: magic and trailer must do."""
+
+    @pytest.fixture
+    def backing(self, tmp_path):
+        backing = Backing(tmp_path / "b")
+        backing.close()
+        path = backing.path / ".lmfs" / "store.json"
+        path.write_text(path.read_text().replace('"xattr_marks": true', '"xattr_marks": false'))
+        backing = Backing(tmp_path / "b")
+        assert not backing.store.xattr_marks
+        yield backing
+        backing.close()
+
+    def test_freeze_read_write_thaw(self, backing, vfs):
+        path = backing.write_frozen("f", DATA)
+        assert os.listxattr(path) == []
+        assert vfs.attributes("f").size == len(DATA)
+        reader = vfs.open("f", os.O_RDONLY)
+        assert vfs.read(reader, 3, 0, "f") == DATA[:3]
+        writer = vfs.open("f", os.O_RDWR)
+        vfs.write(writer, b"NEW", 0)
+        assert vfs.read(reader, 6, 0, "f") == b"NEW" + DATA[3:6]
+        vfs.release(writer, "f")
+        vfs.release(reader, "f")
+        assert path.read_bytes() == b"NEW" + DATA[3:]
+
+    def test_damage_is_damage(self, backing, vfs):
+        path = backing.write_frozen("f", DATA)
+        os.truncate(path, path.stat().st_size - 1)
+        assert state(vfs, "f") == b"damaged"
+
+    def test_a_users_file_that_looks_like_ours_is_wrapped(self, backing, vfs):
+        raw = backing.write_frozen("f", DATA).read_bytes()
+        handle = vfs.create("copy", os.O_WRONLY, 0o644)
+        vfs.write(handle, raw, 0)
+        vfs.release(handle, "copy")
+        assert slurp(vfs, "copy") == raw
+
+    def test_what_a_crash_left_is_swept(self, backing, vfs):
+        vfs.make_directory("d", 0o755)
+        backing.write("d/" + backing.store.new_temporary_name(1), b"half a file")
+        vfs.remove_directory("d")
 
 
 @settings(

@@ -68,11 +68,13 @@ def freeze(
     model: ModelPackage | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     even_if_larger: bool = False,
+    known_hot_inode: int | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
     """Freeze one file of the store, if it is fit for it.
 
     model: the package that `chooser` codes with; copied into the store before it is needed
+    known_hot_inode: the file, if it is this one, is a user's own, whatever it looks like
     raises: DamagedError if its marks do not agree, VerifyError, OSError; the file is unchanged
     """
     store = marks.store
@@ -82,9 +84,10 @@ def freeze(
         _check_kind(status, even_if_larger)
         with Source(store, path, wait=False) as source:
             facts = marks.facts_of_fd(source.fd)
-            marks.require_frozen_or_hot(facts, path)
-            if facts.state is State.FROZEN:
-                raise _Unfit("frozen already")
+            if source.status.st_ino != known_hot_inode:
+                marks.require_frozen_or_hot(facts, path)
+                if facts.state is State.FROZEN:
+                    raise _Unfit("frozen already")
             _check_sparse(source)
             with Replacement(source, marks, facts.inode) as new:
                 digest = _encode(source, new.fd, chooser, chunk_size, progress)

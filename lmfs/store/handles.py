@@ -122,6 +122,8 @@ class Handles:
         return Facts(State.HOT, status.st_size, status.st_ino)
 
     def _register(self, handle: _Handle) -> int:
+        if handle.writable:
+            self._marks.begin_writing(handle.fd, handle.inode)
         with self._lock:
             number = next(self._numbers)
             self._handles[number] = handle
@@ -144,10 +146,13 @@ class Handles:
             handle = self._handles.pop(number)
         with handle.lock:
             self._drop_reader(handle)
+            inode = os.fstat(handle.fd).st_ino
             wrap = handle.writable and _must_wrap(handle.fd)
+            if handle.writable:
+                self._marks.end_writing(handle.fd)
             os.close(handle.fd)
         if wrap and path is not None:
-            self._wrap(path)
+            self._wrap(path, inode)
 
     # ------------------------------------------------------------------------------------ bytes
 
@@ -259,10 +264,10 @@ class Handles:
             shared, handle.reader = handle.reader, None
         self._give_back(shared)
 
-    def _wrap(self, path: str) -> None:
+    def _wrap(self, path: str, inode: int) -> None:
         """Freeze a user's file that looks like one of ours; left plain if somebody has it open."""
         try:
-            freeze(self._marks, path, Chooser(None), even_if_larger=True)
+            freeze(self._marks, path, Chooser(None), even_if_larger=True, known_hot_inode=inode)
         except (OSError, LmfsError) as error:
             _log.warning("%s stays unwrapped: %s", self._store.shown_path(path), error)
 

@@ -70,14 +70,15 @@ class Marks:
         self.inodes = KeptInodes(store.root_fd)
         self._lock = threading.Lock()
         self._facts: collections.OrderedDict[tuple[int, ...], Facts] = collections.OrderedDict()
+        # (device, real inode) -> shown inodes, one for each handle that has it open for writing
+        self._written: dict[tuple[int, int], list[int]] = {}
 
     def close(self) -> None:
         self.inodes.close()
 
     def facts_of_path(self, path: str, status: os.stat_result) -> Facts:
         """The facts of a regular file that `status` was just taken of; raises OSError."""
-        key = _key(status)
-        known = self._known(key)
+        known = self._known(status)
         if known is not None:
             return known
         fd = os.open(path, os.O_PATH | os.O_NOFOLLOW, dir_fd=self.store.root_fd)
@@ -100,8 +101,7 @@ class Marks:
         raises: PermissionError if we may not read it; then it must not be written to either
         """
         status = os.fstat(fd)
-        key = _key(status)
-        known = self._known(key)
+        known = self._known(status)
         if known is not None:
             return known
         with _readable(fd) as readable:
@@ -109,6 +109,7 @@ class Marks:
         # A file written to while it was read, or within one tick of its filesystem's clock after,
         # would be remembered wrongly.
         settled = time.time_ns() - status.st_ctime_ns > _CLOCK_TICK_NS
+        key = _key(status)
         if settled and _key(os.fstat(fd)) == key:
             with self._lock:
                 self._facts[key] = facts
@@ -116,8 +117,27 @@ class Marks:
                     self._facts.popitem(last=False)
         return facts
 
-    def _known(self, key: tuple[int, ...]) -> Facts | None:
+    def begin_writing(self, fd: int, shown_inode: int) -> None:
+        """The file is hot until `end_writing`, whatever is being written into it."""
+        status = os.fstat(fd)
         with self._lock:
+            self._written.setdefault((status.st_dev, status.st_ino), []).append(shown_inode)
+
+    def end_writing(self, fd: int) -> None:
+        """One of those who write to the file no longer does."""
+        status = os.fstat(fd)
+        with self._lock:
+            handles = self._written[status.st_dev, status.st_ino]
+            handles.pop()
+            if not handles:
+                del self._written[status.st_dev, status.st_ino]
+
+    def _known(self, status: os.stat_result) -> Facts | None:
+        key = _key(status)
+        with self._lock:
+            written = self._written.get(key[:2])
+            if written is not None:
+                return Facts(State.HOT, status.st_size, written[0])
             facts = self._facts.get(key)
             if facts is not None:
                 self._facts.move_to_end(key)
