@@ -1,12 +1,15 @@
-"""What the tests of store, vfs, mount and command line stand on: texts, stores, frozen files."""
+"""What the tests of store, vfs, mount and command line stand on: texts, stores, mounts."""
 
 from __future__ import annotations
 
 import os
 import pathlib
 import random
+import subprocess
+import sys
 
 from lmfs.codecs.choose import Chooser
+from lmfs.store.control import mounts
 from lmfs.store.freeze import Outcome, freeze
 from lmfs.store.marks import Facts, Marks
 from lmfs.store.store import Store
@@ -60,3 +63,27 @@ class Backing:
     def close(self) -> None:
         self.marks.close()
         self.store.close()
+
+
+def run_lmfs(*args, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "lmfs", *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **options,
+    )
+
+
+def mount(*args):
+    done = run_lmfs("mount", *args)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), done
+
+
+def unmount(path):
+    """Whatever state it is in."""
+    if any(m.mountpoint == str(path) for m in mounts()):
+        done = run_lmfs("umount", path)
+        if done.returncode:
+            subprocess.run(["fusermount3", "-u", "-z", path], check=False)

@@ -291,6 +291,6 @@ def test_the_source_counts_its_bytes():
 def test_a_great_hole_is_passed_quickly(large):
     data, container = large
     broken = container[:20000] + bytes(8 << 20) + container[20000:-100]
-    began = time.monotonic()
+    began = time.process_time()
     assert pieces(broken, data) >= len(data) - 2048
-    assert time.monotonic() - began < 20
+    assert time.process_time() - began < 20

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 import lmfs
-from lmfs.errors import LmfsError, UsageError
+from lmfs.errors import LmfsError, UsageError, VerifyError
 
 if TYPE_CHECKING:
     from lmfs.codecs.choose import Chooser
@@ -196,15 +196,21 @@ class _Filter:
             self._compress(source, out, lambda count: None)
         out.flush()
 
-    def _compress(self, source: BinaryIO, out: BinaryIO, progress: Callable[[int], None]) -> None:
+    def _compress(self, source: BinaryIO, out: BinaryIO, progress: Callable[[int], None]) -> bytes:
+        """Returns the hash of what was read, made here and not by the writer."""
+        from blake3 import blake3
+
         from lmfs.container import DEFAULT_CHUNK_SIZE
         from lmfs.lmz import LmzWriter
 
+        content = blake3()
         size = self._options.chunk_size
         size = DEFAULT_CHUNK_SIZE if size is None else size
         with LmzWriter(out, chooser=self._choose(), chunk_size=size, progress=progress) as writer:
             while piece := source.read(_PIECE_BYTES):
+                content.update(piece)
                 writer.write(piece)
+        return content.digest()
 
     def _choose(self) -> Chooser:
         from lmfs.codecs.choose import Chooser, default_chooser
@@ -239,7 +245,9 @@ class _Filter:
                         progress(source.tell() - at)
                         at = source.tell()
                 else:
-                    self._compress(source, out.file, progress)
+                    expected = self._compress(source, out.file, progress)
+                    if not options.keep:
+                        _verify(out.reopen(), expected, str(path))
                 now = os.fstat(source.fileno())
                 if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
                     raise LmfsError("the file changed while it was read", do="try again")
@@ -298,6 +306,23 @@ class _Filter:
             print("  ".join([*numbers, row[3].ljust(widths[3]), row[4]]))
 
 
+def _verify(written: BinaryIO, expected: bytes, name: str) -> None:
+    """Decode what is to replace a file that will be deleted, and compare.
+
+    raises: VerifyError
+    """
+    from lmfs.lmz import LmzReader
+
+    try:
+        with written, LmzReader(written) as reader:
+            reader.verify()
+            got = [member.content_hash for member in reader.members]
+    except LmfsError as error:
+        raise VerifyError("does not decode", where=name, got=error, do="report this") from error
+    if got != [expected]:
+        raise VerifyError("does not decode to the file", where=name, do="check the disk")
+
+
 def _exists(target: Path) -> str:
     return f"{target} already exists; not overwritten"
 
@@ -351,6 +376,13 @@ class _Replacement:
 
     def __enter__(self) -> _Replacement:
         return self
+
+    def reopen(self) -> BinaryIO:
+        """What has been written, read back from the disk; the caller closes it."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        os.posix_fadvise(self.file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return open(self._temporary, "rb")
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
         try:

@@ -135,7 +135,7 @@ class Marks:
     def _known(self, status: os.stat_result) -> Facts | None:
         key = _key(status)
         with self._lock:
-            written = self._written.get(key[:2])
+            written = self._written.get((status.st_dev, status.st_ino))
             if written is not None:
                 return Facts(State.HOT, status.st_size, written[0])
             facts = self._facts.get(key)

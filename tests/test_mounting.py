@@ -1,0 +1,243 @@
+"""Mounting and unmounting: every way, every refusal, and what a crash leaves."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from backing import CHUNK, Backing, mount, run_lmfs, text, unmount
+
+from lmfs.store.control import Control, mounts, runtime_directory
+
+DATA = text(40 * CHUNK + 5)
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    """A store and a mountpoint that a test mounts itself."""
+    backing, point = Backing(tmp_path.resolve() / "b"), tmp_path.resolve() / "m"
+    point.mkdir()
+    try:
+        yield backing, point
+    finally:
+        unmount(point)
+        unmount(backing.path)
+        backing.close()
+
+
+class TestMounting:
+    def test_over_itself(self, fresh):
+        backing, _ = fresh
+        backing.write_frozen("f", DATA)
+        backing.write("h", DATA)
+        mount(backing.path)
+        assert (backing.path / "f").read_bytes() == DATA
+        assert sorted(os.listdir(backing.path)) == ["f", "h"]
+        done = run_lmfs("freeze", "--no-model", "-v", backing.path / "h")
+        assert done.returncode == 0, done
+        assert "froze 1 file:" in done.stdout
+        assert os.getxattr(backing.path / "h", "user.lmfs.state") == b"frozen"
+        assert (backing.path / "h").read_bytes() == DATA
+        done = run_lmfs("thaw", backing.path)
+        assert "thawed 2 files" in done.stdout, done
+        assert (backing.path / "f").read_bytes() == DATA
+        done = run_lmfs("umount", backing.path)
+        assert done.returncode == 0, done
+        assert (backing.path / ".lmfs").is_dir()
+        assert (backing.path / "f").read_bytes() == DATA
+
+    def test_a_new_directory_becomes_a_store(self, tmp_path):
+        directory = tmp_path.resolve() / "new"
+        directory.mkdir()
+        try:
+            mount(directory)
+            (directory / "f").write_bytes(DATA)
+        finally:
+            unmount(directory)
+        assert (directory / "f").read_bytes() == DATA
+        assert (directory / ".lmfs" / "store.json").is_file()
+
+    def test_commands_through_the_mount(self, fresh):
+        backing, point = fresh
+        mount(backing.path, point)
+        (point / "d").mkdir()
+        (point / "d" / "f").write_bytes(DATA)
+        assert run_lmfs("freeze", "--no-model", "d", cwd=point).returncode == 0
+        done = run_lmfs("status", "d/f", cwd=point)
+        assert done.returncode == 0, done
+        assert "zstd" in done.stdout
+        assert run_lmfs("thaw", point).returncode == 0
+        assert (backing.path / "d" / "f").read_bytes() == DATA
+
+    def test_read_only(self, fresh):
+        backing, point = fresh
+        backing.write_frozen("f", DATA)
+        mount(backing.path, point, "-o", "ro")
+        assert (point / "f").read_bytes() == DATA
+        for act in (
+            lambda: (point / "g").touch(),
+            lambda: os.truncate(point / "f", 0),
+            lambda: os.chmod(point / "f", 0o600),
+        ):
+            with pytest.raises(OSError, match="Read-only"):
+                act()
+
+    def test_unmounting_waits_and_cleans_up(self, fresh):
+        backing, point = fresh
+        mount(backing.path, point)
+        (mounted,) = (m for m in mounts() if m.mountpoint == str(point))
+        socket_path = pathlib.Path(runtime_directory(0), f"{mounted.device}.sock")
+        assert socket_path.is_socket()
+        with Control(mounted) as control, control.open_store() as store:
+            assert store.id == backing.store.id
+            assert store.path == str(backing.path)
+        done = run_lmfs("umount", point)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert not socket_path.exists()
+        assert os.listdir(point) == []
+
+    def test_a_busy_mount_stays(self, fresh):
+        backing, point = fresh
+        backing.write("f", b"1")
+        mount(backing.path, point)
+        with open(point / "f", "rb"):
+            done = run_lmfs("umount", point)
+            assert done.returncode == 10
+            assert "busy" in done.stderr
+        assert run_lmfs("umount", point).returncode == 0
+
+    def test_foreground_ends_on_interrupt(self, fresh):
+        backing, point = fresh
+        backing.write("f", b"1")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lmfs", "mount", "-f", backing.path, point],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        with process:
+            try:
+                assert process.stdout.readline() == f"lmfs: mounted on {point}\n"
+                assert (point / "f").read_bytes() == b"1"
+                process.send_signal(signal.SIGINT)
+                assert process.wait(20) == 0
+            finally:
+                process.kill()
+        assert not any(m.mountpoint == str(point) for m in mounts())
+
+    def test_a_killed_mount_is_unmounted_and_mounted_again(self, fresh):
+        backing, point = fresh
+        backing.write_frozen("f", DATA)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lmfs", "mount", "-f", backing.path, point],
+            stdout=subprocess.PIPE,
+        )
+        with process:
+            process.stdout.readline()
+            (point / "g").write_bytes(b"kept")
+            process.kill()
+        with pytest.raises(OSError, match="not connected"):
+            os.listdir(point)
+        done = run_lmfs("umount", point)
+        assert done.returncode == 0, done
+        mount(backing.path, point)
+        assert (point / "f").read_bytes() == DATA
+        assert (point / "g").read_bytes() == b"kept"
+
+    def test_what_a_crash_left_is_removed(self, fresh):
+        backing, point = fresh
+        left = backing.write("d/" + backing.store.new_temporary_name(1), b"")
+        mount(backing.path, point)
+        for _ in range(100):
+            if not left.exists():
+                break
+            time.sleep(0.05)
+        assert not left.exists()
+
+    def test_mounted_twice(self, fresh, tmp_path):
+        backing, point = fresh
+        other = tmp_path.resolve() / "m2"
+        other.mkdir()
+        backing.write_frozen("f", DATA)
+        mount(backing.path, point)
+        try:
+            mount(backing.path, other)
+            assert (other / "f").read_bytes() == (point / "f").read_bytes() == DATA
+            with open(other / "f", "ab") as file:
+                file.write(b"end")
+            time.sleep(1.1)  # the kernel may keep attributes for a second
+            assert (point / "f").read_bytes() == DATA + b"end"
+        finally:
+            unmount(other)
+
+
+class TestRefusals:
+    def refused(self, code, *words, args):
+        done = run_lmfs("mount", *args)
+        assert done.returncode == code, done
+        assert done.stderr.startswith("lmfs: ")
+        assert "Traceback" not in done.stderr
+        for word in words:
+            assert word in done.stderr, done.stderr
+        return done
+
+    def test_no_backing(self, tmp_path):
+        self.refused(12, "does not exist", "mkdir -p", args=[tmp_path / "none"])
+
+    def test_backing_is_a_file(self, tmp_path):
+        (tmp_path / "f").touch()
+        self.refused(12, "not a directory", args=[tmp_path / "f"])
+
+    def test_no_mountpoint(self, tmp_path):
+        self.refused(12, "mountpoint does not exist", args=[tmp_path, tmp_path / "none"])
+
+    def test_mountpoint_not_empty(self, tmp_path):
+        (tmp_path / "b").mkdir()
+        (tmp_path / "m" / "x").mkdir(parents=True)
+        self.refused(12, "not empty", args=[tmp_path / "b", tmp_path / "m"])
+
+    def test_mountpoint_inside_the_backing_directory(self, tmp_path):
+        (tmp_path / "m").mkdir()
+        self.refused(2, "inside the backing directory", args=[tmp_path, tmp_path / "m"])
+        assert not (tmp_path / ".lmfs").exists()
+
+    def test_unknown_option(self, tmp_path):
+        self.refused(2, "mount option", "got nonsense", args=[tmp_path, "-o", "ro,nonsense"])
+
+    def test_not_writable(self, tmp_path):
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", tmp_path], check=True)
+        try:
+            self.refused(9, "cannot make a store", "Read-only", args=[tmp_path])
+        finally:
+            subprocess.run(["umount", "-l", tmp_path], check=True)
+
+    def test_read_only_needs_a_store(self, tmp_path):
+        self.refused(3, "not a store", args=[tmp_path, "-o", "ro"])
+
+    def test_a_newer_store(self, fresh):
+        backing, point = fresh
+        path = backing.path / ".lmfs" / "store.json"
+        path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
+        self.refused(4, "store version", args=[backing.path, point])
+
+    def test_mounted_already(self, fresh):
+        backing, point = fresh
+        mount(backing.path, point)
+        self.refused(12, "mounted here already", "lmfs umount", args=[backing.path, point])
+        self.refused(12, "is an lmfs mount itself", args=[point, backing.path])
+
+    def test_no_libfuse(self, fresh):
+        backing, point = fresh
+        environment = os.environ | {"FUSE_LIBRARY_NAME": "no-such-library"}
+        done = run_lmfs("mount", backing.path, point, env=environment)
+        assert done.returncode == 12
+        assert "apt install fuse3" in done.stderr
+
+    def test_umount_of_something_else(self, tmp_path):
+        done = run_lmfs("umount", tmp_path)
+        assert done.returncode == 12
+        assert "not an lmfs mount" in done.stderr
