@@ -18,14 +18,10 @@ class Engine(Protocol):
     def start(self, lanes: int) -> Any:
         """The state of `lanes` lanes before their first token."""
 
-    def step(
-        self, state: Any, tokens: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int16], Any]:
+    def step(self, state: Any, tokens: NDArray[np.int64]) -> tuple[NDArray[np.int16], Any]:
         """tokens (lanes,) -> logits (lanes, vocab) in 1/64 nat, and the state after them."""
 
-    def sequence(
-        self, state: Any, tokens: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int16], Any]:
+    def sequence(self, state: Any, tokens: NDArray[np.int64]) -> tuple[NDArray[np.int16], Any]:
         """tokens (lanes, time) -> logits (lanes, time, vocab), and the state; equals `step`."""
 
     def select(self, state: Any, lanes: NDArray[np.int64]) -> Any:

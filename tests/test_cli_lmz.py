@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from lmfs import lmz
+from lmfs.cli import lmz as cli
 from lmfs.codecs.choose import Chooser
 
 TEXT = b"".join(b"%d bottles of beer on the wall\n" % n for n in range(3000))
@@ -243,6 +244,29 @@ def test_a_full_disk_leaves_the_original(run, file, tmp_path):
     assert code == 1
     assert "File too large" in errors
     assert names(tmp_path) == ["beer.txt"]
+
+
+def test_an_input_is_not_deleted_unless_its_replacement_decodes(
+    file, tmp_path, monkeypatch, capsys
+):
+    """A disk that changes a byte behind our back, in what will be the only copy."""
+    right = cli._Replacement.reopen
+
+    def reopen(self):
+        written = right(self)
+        with open(written.name, "r+b") as disk:
+            disk.seek(200)
+            byte = disk.read(1)
+            disk.seek(200)
+            disk.write(bytes([byte[0] ^ 1]))
+        return written
+
+    before = file.read_bytes()
+    monkeypatch.setattr(cli._Replacement, "reopen", reopen)
+    assert cli.run("lmz", ["--no-model", str(file)]) == 1
+    assert "does not decode" in capsys.readouterr().err
+    assert names(tmp_path) == [file.name]
+    assert file.read_bytes() == before
 
 
 def test_tar(run, tmp_path):

@@ -91,7 +91,7 @@ def loaded_by(statement: str) -> set[str]:
             "lmfs.decompress(lmfs.compress(b'text ' * 999, chooser=Chooser()))",
             {*HEAVY, "typer", "rich"},
         ),
-        ("import lmfs.cli.lmz", {*HEAVY, "numpy", "zstandard"}),
+        ("import lmfs.cli.lmz", {*HEAVY, "numpy", "zstandard", "typer", "rich"}),
         ("import lmfs.cli", set(HEAVY)),
         ("import lmfs.store, lmfs.vfs", set(HEAVY)),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
 import os
@@ -440,18 +439,3 @@ def test_unknown_sections_are_skipped_unless_critical():
         assert whole.read() == data
         with pytest.raises(DamagedError):
             whole.verify()
-
-
-@pytest.mark.parametrize(
-    ("name", "options"), [("archive", {}), ("frozen", {"store_id": STORE}), ("model", {})]
-)
-def test_golden_files_decode_for_ever(data, name, options):
-    """Written by version 1.0. They are never written anew: a new version adds its own."""
-    expected = b"".join(hashlib.sha256(bytes([i])).digest() for i in range(20)) + bytes(500)
-    expected += (data / "alice29.txt").read_bytes()[1000:1500]
-    container = (data / f"golden-1.0-{name}.lmz").read_bytes()
-    with reader(container, model_search=[data], **options) as whole:
-        assert whole.read() == expected
-        whole.verify()
-        codecs = {"raw", "zstd"} | ({"lm"} if name == "model" else set())
-        assert whole.statistics().keys() == codecs

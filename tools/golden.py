@@ -1,9 +1,9 @@
-"""Write the golden files: containers of this format version that must decode for ever.
+"""Write the golden file of a released model: a container that must decode for ever.
 
-    python -m lmfs_tools.golden tests/data
+    python -m lmfs_tools.golden tests/data NAME
 
-Owns: what is in them. Run once for each released model and format version, then never for
-these again: existing files are kept. tests/test_golden.py decodes them all.
+Owns: what is in it. Run once for each released model, then never for that one again.
+tests/test_golden.py decodes all golden files.
 """
 
 from __future__ import annotations
@@ -15,57 +15,45 @@ import json
 import pathlib
 
 from lmfs.codecs.choose import Chooser
-from lmfs.lmz import LmzWriter
+from lmfs.lmz import LmzReader, LmzWriter
 from lmfs.models import registry
-from lmfs.models.package import ModelPackage
 
-STORE_ID = bytes(range(16))
+CHUNK_SIZE = 2048
 
 
-def content(data: pathlib.Path, text_bytes: int) -> bytes:
+def content(data: pathlib.Path) -> bytes:
     """Prose, a log, bytes that are no text, characters cut by chunk edges, a short end."""
-    prose = (data / "alice29.txt").read_bytes()[5000 : 5000 + text_bytes]
+    prose = (data / "alice29.txt").read_bytes()[5000:9000]
     log = (data / "dpkg.log").read_bytes()[:3000]
-    noise = b"".join(hashlib.sha256(bytes([k])).digest() for k in range(256))
+    noise = b"".join(hashlib.sha256(bytes([k])).digest() for k in range(160))
     return prose + log + noise + "ünïcödé – ".encode() * 40 + b"\x00\xff\xfe end"
-
-
-def container(data: bytes, model: ModelPackage, chunk_size: int, store_id: bytes | None) -> bytes:
-    buffer = io.BytesIO()
-    with LmzWriter(
-        buffer, chunk_size=chunk_size, chooser=Chooser(model), store_id=store_id
-    ) as writer:
-        writer.write(data)
-    return buffer.getvalue()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=pathlib.Path)
+    parser.add_argument("model", nargs="?", default=registry.DEFAULT_MODEL)
     args = parser.parse_args()
-    folder = args.data / "golden"
-    folder.mkdir(exist_ok=True)
-    base, tiny = registry.shipped(), ModelPackage.load(args.data / "tiny.lmm")
-    wanted = {
-        "1.0-tiny": (tiny, 12000, 2048, None),
-        "1.0-tiny-frozen": (tiny, 6000, 4096, STORE_ID),
-        f"1.0-{base.name}": (base, 4000, 2048, None),
+    model = registry.shipped(args.model)
+    path = args.data / "golden" / f"1.0-{args.model}.lmz"
+    if path.exists():
+        raise SystemExit(f"{path} is there already: golden files are never written anew")
+    data = content(args.data)
+    buffer = io.BytesIO()
+    with LmzWriter(buffer, chunk_size=CHUNK_SIZE, chooser=Chooser(model)) as writer:
+        writer.write(data)
+    path.write_bytes(buffer.getvalue())
+    with LmzReader(path, model_search=[model.path]) as reader:
+        codecs = list(reader.statistics())
+    about = {
+        "content_sha256": hashlib.sha256(data).hexdigest(),
+        "size": len(data),
+        "model": model.id.hex(),
+        "store_id": None,
+        "codecs": codecs,
     }
-    for name, (model, text_bytes, chunk_size, store_id) in wanted.items():
-        path = folder / f"{name}.lmz"
-        if path.exists():
-            print(f"{path}: kept")
-            continue
-        data = content(args.data, text_bytes)
-        path.write_bytes(container(data, model, chunk_size, store_id))
-        about = {
-            "content_sha256": hashlib.sha256(data).hexdigest(),
-            "size": len(data),
-            "model": model.id.hex(),
-            "store_id": store_id.hex() if store_id else None,
-        }
-        path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
-        print(f"{path}: {len(data):,} bytes in {path.stat().st_size:,}")
+    path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
+    print(f"{path}: {len(data):,} bytes in {path.stat().st_size:,}, {', '.join(codecs)}")
 
 
 if __name__ == "__main__":
