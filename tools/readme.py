@@ -1,4 +1,4 @@
-"""Write the generated parts of README.md: the table of errors.
+"""Write the generated parts of README.md: what was measured, and the table of errors.
 
     python -m lmfs_tools.readme [--check]
 
@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import pathlib
 import re
 
 from lmfs import errors
 
 README = pathlib.Path(__file__).resolve().parents[1] / "README.md"
+RESULTS = pathlib.Path(__file__).with_name("bench") / "results"
 
 
 def error_classes() -> list[type[errors.LmfsError]]:
@@ -36,9 +38,51 @@ def errors_table() -> str:
     return "\n".join(rows)
 
 
+def figures() -> str:
+    """The measured tables, from the files that the benchmarks wrote."""
+    ratio = json.loads((RESULTS / "ratio.json").read_text())
+    speed = json.loads((RESULTS / "speed.json").read_text())
+    size = f"{ratio['chunk_bytes'] >> 10} KiB"
+    lines = [
+        f"Bits per byte of the first {ratio['first_bytes'] / 1e6:g} MB of each file (8 is no "
+        f"compression). lmfs and the model alone work in chunks of {size}, any of which can be "
+        f"read by itself; so does the column `zstd -19 @{ratio['chunk_bytes'] >> 10}K`. xz and zpaq get "
+        "the whole and give no random access. *lmfs* is the whole `.lmz`, index included; *model* "
+        "codes every chunk with the model.",
+        "",
+        f"| file | bytes | lmfs | model | zstd -19 @{ratio['chunk_bytes'] >> 10}K | xz -9e | "
+        "zpaq -m5 |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in ratio["rows"]:
+        columns = [f"{row[name]:.3f}" for name in ("lmfs", "model", "zstd19@", "xz9e", "zpaq5")]
+        lines.append(f"| {row['file']} | {row['bytes']:,} | {' | '.join(columns)} |")
+    worst = max(abs(row["coder_percent"]) for row in ratio["rows"])
+    lines += [
+        "",
+        f"The model, `{ratio['model'][:8]}`, is shipped once: {ratio['model_bytes']:,} bytes, "
+        "which are not in these figures; `lmfs status` counts them. The coder adds at most "
+        f"{worst:.2f} % to the model's own code length.",
+        "",
+        f"Speed ({speed['processor']}; medians; the inference engine is ONNX Runtime):",
+        "",
+        "| file | encode KB/s | freeze KB/s | read KB/s | random 4 KiB, p50 ms |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    names = ("encode_kb_s", "freeze_kb_s", "read_kb_s", "random_p50_ms")
+    for row in speed["rows"]:
+        lines.append(f"| {row['file']} | {' | '.join(str(row[name]) for name in names)} |")
+    parts = []
+    for lanes, spent in speed["us_a_token"].items():
+        share = spent["engine"] / sum(spent.values())
+        parts.append(f"{sum(spent.values()):.0f} µs at {lanes} lanes ({share:.0%} the engine)")
+    lines += ["", f"A token costs {', '.join(parts)}. CUDA: not yet measured on a GPU."]
+    return "\n".join(lines)
+
+
 def generated(text: str) -> str:
     """`text` with its generated parts as they should be."""
-    parts = {"errors": errors_table()}
+    parts = {"errors": errors_table(), "figures": figures()}
     for name, content in parts.items():
         pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
         text, count = re.subn(pattern, lambda m, c=content: m[1] + c + m[2], text, flags=re.DOTALL)

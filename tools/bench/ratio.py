@@ -4,18 +4,21 @@
 
 Owns: the ratio table of README. "model" codes every chunk with the lm codec, "lmfs" is a
 whole .lmz: the best codec for each chunk, container and index included. Both count coded
-bytes, not estimates; "coder" is how far the coded bytes are above the model's own code
-length (the sum of -log2 p). The model shipped with lmfs is not in these figures; the last
-line says what it adds.
+bytes, not estimates; "coder" is how far the coded bytes of a few chunks are above their
+own code length (the sum of -log2 p). zstd19@ works on the same chunks, xz and zpaq on the
+whole. The model shipped with lmfs is not in these figures; the last line says what it adds.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import lzma
 import pathlib
-import time
+import shutil
+import subprocess
+import tempfile
 
 import zstandard
 from rich.console import Console
@@ -24,46 +27,77 @@ from rich.table import Table
 
 import lmfs
 from lmfs.codecs.choose import Chooser
-from lmfs.codecs.lm import ENCODE_LANES, LmCodec
+from lmfs.codecs.lm import LmCodec
+from lmfs.container import CodecId
 from lmfs.models import registry
 from lmfs.models.package import ModelPackage
+
+CODER_SAMPLE_CHUNKS = 4
+COLUMNS = ("model", "lmfs", "zstd19@", "xz9e", "zpaq5")
 
 
 def chunks_of(data: bytes, size: int) -> list[bytes]:
     return [data[at : at + size] for at in range(0, len(data), size)]
 
 
-def model_alone(codec: LmCodec, chunks: list[bytes]) -> tuple[int, float]:
-    """Coded bytes and ideal bits of all chunks."""
-    coded, ideal = 0, 0.0
-    for start in range(0, len(chunks), ENCODE_LANES):
-        for encoder in codec.encoders(chunks[start : start + ENCODE_LANES]):
-            ideal += encoder.ideal_bits
-            coded += len(encoder.finish())
-    return coded, ideal
+def as_stored(data: bytes, chunk_size: int, codec: LmCodec) -> tuple[int, int]:
+    """Bytes of the whole .lmz, and of all chunks as the model alone codes them."""
+    container = lmfs.compress(data, chunk_size=chunk_size, chooser=Chooser(codec.package))
+    with lmfs.LmzReader(io.BytesIO(container), model_search=[codec.package.path]) as reader:
+        (member,) = reader.members
+    with_model = [coding.codec is CodecId.LM for coding in member.codings]
+    alone, others = 0, []
+    layout = member.layout
+    for chunk, coding, size in zip(
+        chunks_of(data, chunk_size), layout.codings, layout.coded_sizes, strict=True
+    ):
+        if with_model[coding]:
+            alone += int(size)
+        else:
+            others.append(chunk)
+    return len(container), alone + sum(map(len, codec.encode(others)))
 
 
-def measure(
-    path: pathlib.Path, limit: int, chunk_size: int, codec: LmCodec, chooser: Chooser
-) -> dict[str, object]:
+def coder_overhead(chunks: list[bytes], codec: LmCodec) -> tuple[int, float]:
+    """Coded bytes of a few chunks, and the bits that their probabilities ask for."""
+    sample = chunks[:CODER_SAMPLE_CHUNKS]
+    ideal = sum(encoder.ideal_bits for encoder in codec.encoders(sample))
+    return sum(map(len, codec.encode(sample))), ideal
+
+
+def zpaq(data: bytes) -> int | None:
+    """The size that `zpaq -m5` makes of it, where zpaq is installed."""
+    if shutil.which("zpaq") is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        source, archive = pathlib.Path(folder, "data"), pathlib.Path(folder, "a.zpaq")
+        source.write_bytes(data)
+        command = ["zpaq", "a", archive, source, "-m5", "-t1"]
+        subprocess.run(command, check=True, capture_output=True)
+        return archive.stat().st_size
+
+
+def measure(path: pathlib.Path, limit: int, chunk_size: int, codec: LmCodec) -> dict[str, object]:
+    """One file: bits per byte of each column, and the coder's overhead."""
     with path.open("rb") as file:
         data = file.read(limit)
     chunks = chunks_of(data, chunk_size)
-    began = time.perf_counter()
-    coded, ideal = model_alone(codec, chunks)
-    seconds = time.perf_counter() - began
+    stored, alone = as_stored(data, chunk_size, codec)
+    coded, ideal = coder_overhead(chunks, codec)
     zstd = zstandard.ZstdCompressor(level=19).compress
-    bits = 8 / len(data)
+    sizes = {
+        "model": alone,
+        "lmfs": stored,
+        "zstd19@": sum(len(zstd(chunk)) for chunk in chunks),
+        "xz9e": len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)),
+        "zpaq5": zpaq(data),
+    }
+    figures = {name: size and round(size * 8 / len(data), 4) for name, size in sizes.items()}
     return {
         "file": path.name,
         "bytes": len(data),
-        "model": coded * bits,
-        "lmfs": len(lmfs.compress(data, chunk_size=chunk_size, chooser=chooser)) * bits,
-        "zstd@": sum(len(zstd(chunk)) for chunk in chunks) * bits,
-        "xz": len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)) * bits,
-        "coder_percent": (coded * 8 / ideal - 1) * 100,
-        "coder_bytes_a_chunk": (coded - ideal / 8) / len(chunks),
-        "encode_bytes_per_s": len(data) / seconds,
+        **figures,
+        "coder_percent": round((coded * 8 / ideal - 1) * 100, 4),
     }
 
 
@@ -77,26 +111,24 @@ def main() -> None:
     args = parser.parse_args()
     console = Console()
     package = ModelPackage.load(args.model) if args.model else registry.shipped()
-    codec, chooser = LmCodec(package), Chooser(package)
+    codec = LmCodec(package)
     rows = []
     for path in track(args.files, description="Measuring", console=console):
-        rows.append(measure(path, args.bytes, args.chunk, codec, chooser))
+        rows.append(measure(path, args.bytes, args.chunk, codec))
         if args.json:
-            args.json.write_text(json.dumps({"model": package.id.hex(), "rows": rows}, indent=1))
+            result = {
+                "model": package.id.hex(),
+                "model_bytes": package.size_bytes,
+                "first_bytes": args.bytes,
+                "chunk_bytes": args.chunk,
+                "rows": rows,
+            }
+            args.json.write_text(json.dumps(result, indent=1) + "\n")
     table = Table(title=f"bits per byte, first {args.bytes:,} bytes, {args.chunk >> 10} KiB chunks")
-    names = (
-        "file",
-        "bytes",
-        "model",
-        "lmfs",
-        f"zstd -19 @{args.chunk >> 10}K",
-        "xz -9e",
-        "coder %",
-    )
-    for column in names:
+    for column in ("file", "bytes", *COLUMNS, "coder %"):
         table.add_column(column, justify="left" if column == "file" else "right")
     for row in rows:
-        figures = [f"{row[key]:.3f}" for key in ("model", "lmfs", "zstd@", "xz")]
+        figures = [f"{row[name]:.3f}" if row[name] else "-" for name in COLUMNS]
         table.add_row(row["file"], f"{row['bytes']:,}", *figures, f"{row['coder_percent']:+.3f}")
     console.print(table)
     console.print(

@@ -10,8 +10,12 @@ empty cache. Medians over rounds; "engine" and "coder" are shares of a decoding'
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import pathlib
+import platform
 import random
+import re
 import statistics
 import tempfile
 import time
@@ -19,6 +23,7 @@ from collections.abc import Callable
 
 import numpy as np
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from lmfs.codecs.lm import LmCodec, engine_for
@@ -27,6 +32,7 @@ from lmfs.models import registry
 from lmfs.native import TokenDecoder
 
 RANDOM_READS, READ_BYTES = 15, 4096
+PROFILE_LANES = (1, 16, 64)
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -56,8 +62,8 @@ def read_somewhere(path: pathlib.Path, size: int, chance: random.Random) -> None
         reader.pread(READ_BYTES, chance.randrange(max(1, size - READ_BYTES)))
 
 
-def measure(path: pathlib.Path, target: pathlib.Path, limit: int, rounds: int) -> list[str]:
-    """The cells of one row."""
+def measure(path: pathlib.Path, target: pathlib.Path, limit: int, rounds: int) -> dict[str, object]:
+    """One file: KB/s of encoding, freezing and reading, ms of random reads."""
     data = path.read_bytes()[:limit]
     chance = random.Random(1)
 
@@ -71,13 +77,15 @@ def measure(path: pathlib.Path, target: pathlib.Path, limit: int, rounds: int) -
         seconds(lambda: read_somewhere(target, len(data), chance)) for _ in range(RANDOM_READS)
     )
     kilobytes = len(data) / 1e3
-    return [
-        f"{kilobytes / encode:.1f}",
-        f"{kilobytes / (encode + check):.1f}",
-        f"{kilobytes / read:.1f}",
-        f"{statistics.median(somewhere) * 1e3:.0f}",
-        f"{somewhere[-1] * 1e3:.0f}",
-    ]
+    return {
+        "file": path.name,
+        "bytes": len(data),
+        "encode_kb_s": round(kilobytes / encode, 1),
+        "freeze_kb_s": round(kilobytes / (encode + check), 1),
+        "read_kb_s": round(kilobytes / read, 1),
+        "random_p50_ms": round(statistics.median(somewhere) * 1e3),
+        "random_max_ms": round(somewhere[-1] * 1e3),
+    }
 
 
 def profile(codec: LmCodec, data: bytes, lanes: int) -> dict[str, float]:
@@ -107,27 +115,43 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=pathlib.Path)
     parser.add_argument("--bytes", type=int, default=262_144, help="of each file, from its start")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=pathlib.Path)
     args = parser.parse_args()
     console = Console()
     codec = LmCodec(registry.shipped())
     engine_for(codec.package)
     codec.decode(codec.encode([b"warm up"]), [7])
-    table = Table(title=f"medians of {args.rounds} rounds, first {args.bytes:,} bytes")
-    for column in ("file", "encode KB/s", "freeze KB/s", "read KB/s", "random 4 KiB p50 ms", "max"):
-        table.add_column(column, justify="left" if column == "file" else "right")
     with tempfile.TemporaryDirectory(prefix="lmfs-bench-") as folder:
-        for path in args.files:
-            target = pathlib.Path(folder) / "frozen.lmz"
-            table.add_row(path.name, *measure(path, target, args.bytes, args.rounds))
+        target = pathlib.Path(folder) / "frozen.lmz"
+        rows = [
+            measure(path, target, args.bytes, args.rounds)
+            for path in track(args.files, description="Measuring", console=console)
+        ]
+    table = Table(title=f"medians of {args.rounds} rounds, first {args.bytes:,} bytes")
+    for column in rows[0]:
+        table.add_column(column, justify="left" if column == "file" else "right")
+    for row in rows:
+        table.add_row(*map(str, row.values()))
     console.print(table)
     data = args.files[0].read_bytes()
-    for lanes in (1, 16, 64):
-        spent = profile(codec, data, lanes)
-        whole = sum(spent.values())
-        shares = ", ".join(
-            f"{name} {value:.1f} us ({value / whole:.0%})" for name, value in spent.items()
+    shares = {lanes: profile(codec, data, lanes) for lanes in PROFILE_LANES}
+    for lanes, spent in shares.items():
+        each = ", ".join(
+            f"{name} {value:.1f} us ({value / sum(spent.values()):.0%})"
+            for name, value in spent.items()
         )
-        console.print(f"a token at {lanes} lanes: {shares}")
+        console.print(f"a token at {lanes} lanes: {each}")
+    if args.json:
+        result = {"processor": processor(), "rows": rows, "us_a_token": shares}
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def processor() -> str:
+    """The machine in words, as far as it says."""
+    names = re.findall(r"^model name\s*: (.*)$", pathlib.Path("/proc/cpuinfo").read_text(), re.M)
+    flags = "AVX-512 VNNI" if "avx512_vnni" in pathlib.Path("/proc/cpuinfo").read_text() else "AVX2"
+    cores = len(os.sched_getaffinity(0))
+    return f"{cores} cores of {names[0] if names else platform.machine()}, {flags}"
 
 
 if __name__ == "__main__":
