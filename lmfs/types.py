@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 class Engine(Protocol):
     """Runs one model: integer logits for the next token, for many lanes at once."""
 
-    def start(self, lanes: int) -> Any:
-        """The state of `lanes` lanes before their first token."""
+    def start(self, lanes: int, *, sequence: bool = False) -> Any:
+        """The state of `lanes` lanes before their first token; which of the two runs first."""
 
     def step(self, state: Any, tokens: NDArray[np.int64]) -> tuple[NDArray[np.int16], Any]:
         """tokens (lanes,) -> logits (lanes, vocab) in 1/64 nat, and the state after them."""

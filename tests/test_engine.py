@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -96,3 +98,20 @@ def test_a_model_that_is_not_exact_is_refused(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(ModelPackage, "graph", lambda self, name: graph)
     with pytest.raises(ModelError, match="not exact everywhere"):
         engine(tiny, "step-float32").start(1)
+
+
+def test_without_an_engine_the_model_is_refused_and_the_rest_works():
+    code = (
+        "import sys; sys.modules['onnxruntime'] = None\n"
+        "import lmfs\n"
+        "from lmfs.codecs.choose import Chooser\n"
+        "text = b'a text of some words, and of some others. ' * 40\n"
+        "assert lmfs.decompress(lmfs.compress(text, chooser=Chooser())) == text\n"
+        "try:\n"
+        "    lmfs.codecs.lm.engine_for(lmfs.models.registry.shipped())\n"
+        "except lmfs.EngineError as error:\n"
+        "    print(error)\n"
+    )
+    code = code.replace("import lmfs\n", "import lmfs, lmfs.codecs.lm, lmfs.models.registry\n", 1)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "install lmfs[cpu]" in done.stdout

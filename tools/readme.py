@@ -46,7 +46,7 @@ def figures() -> str:
     lines = [
         f"Bits per byte of the first {ratio['first_bytes'] / 1e6:g} MB of each file (8 is no "
         f"compression). lmfs and the model alone work in chunks of {size}, any of which can be "
-        f"read by itself; so does the column `zstd -19 @{ratio['chunk_bytes'] >> 10}K`. xz and zpaq get "
+        f"read by itself; so does `zstd -19 @{ratio['chunk_bytes'] >> 10}K`. xz and zpaq get "
         "the whole and give no random access. *lmfs* is the whole `.lmz`, index included; *model* "
         "codes every chunk with the model.",
         "",

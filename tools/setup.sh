@@ -20,8 +20,6 @@ lmfs_packages() {
     ldconfig -p | grep -q 'libfuse3\.so' || missing+=(libfuse3-3)
     command -v c++ >/dev/null || missing+=(build-essential)
     command -v python3 >/dev/null || missing+=(python3)
-    command -v xz >/dev/null || missing+=(xz-utils)
-    command -v zstd >/dev/null || missing+=(zstd)
     command -v tar >/dev/null || missing+=(tar)
     if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then missing+=(python3-venv); fi
     if ! python3 -c 'import sysconfig, os, sys

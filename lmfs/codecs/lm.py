@@ -66,7 +66,7 @@ class LmCodec:
         encoders = [TokenEncoder(vocabulary, table) for _ in chunks]
         lanes = np.arange(len(rows))
         engine = engine_for(self.package)
-        state = engine.start(len(lanes))
+        state = engine.start(len(lanes), sequence=True)
         at, longest = 0, max(map(len, rows), default=0)
         while at < longest:
             left = np.array([len(rows[lane]) > at for lane in lanes])

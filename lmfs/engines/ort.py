@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -106,6 +107,7 @@ class OrtEngine:
         on_gpu = any(name_of(p) != CPU for p in self.providers)
         kind = "float32" if on_gpu else "uint8"
         self._sessions: dict[str, Any] = {}
+        self._loading = threading.Lock()
         self._step = lowering_step or f"step-{kind}"
         self._sequence = lowering_sequence or f"sequence-{kind}"
         self.vocab = int(package.card["architecture"]["vocab"])
@@ -118,12 +120,10 @@ class OrtEngine:
     def sequence_session(self) -> Any:
         return self._session(self._sequence)
 
-    def start(self, lanes: int) -> LaneState:
-        """Zeros: what every lane starts from."""
+    def start(self, lanes: int, *, sequence: bool = False) -> LaneState:
+        """Zeros: what every lane starts from, before `step` (or before `sequence`)."""
         arrays: dict[str, NDArray[Any]] = {}
-        for value in self._session(
-            self._step if "step" in self._step else self._sequence
-        ).get_inputs():
+        for value in self._session(self._sequence if sequence else self._step).get_inputs():
             if value.name == "tokens":
                 continue
             dtype = np.int64 if "int64" in value.type else np.float32
@@ -151,7 +151,7 @@ class OrtEngine:
 
     def walk(self, tokens: NDArray[np.int64], *, stepwise: bool) -> NDArray[np.int16]:
         """Logits (lanes, time, vocab) from the start, step by step or in two long windows."""
-        state = self.start(len(tokens))
+        state = self.start(len(tokens), sequence=not stepwise)
         if not stepwise:
             first, second = np.array_split(tokens, 2, axis=1)
             logits, state = self.sequence(state, first)
@@ -163,23 +163,24 @@ class OrtEngine:
         return np.stack(steps, 1)
 
     def _session(self, lowering: str) -> Any:
-        if lowering not in self._sessions:
-            model = self.package.graph(lowering)
-            certificate.prove(model)
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = self.threads
-            options.inter_op_num_threads = 1
-            options.log_severity_level = 3
-            options.add_session_config_entry("session.set_denormal_as_zero", "0")
-            try:
-                self._sessions[lowering] = onnxruntime.InferenceSession(
-                    model, options, providers=self.providers
-                )
-            except (RuntimeError, ValueError) as error:
-                raise ModelError(
-                    "ONNX Runtime refuses the model", where=self.package.path, got=error
-                ) from error
-        return self._sessions[lowering]
+        with self._loading:
+            if lowering not in self._sessions:
+                self._sessions[lowering] = self._load(lowering)
+            return self._sessions[lowering]
+
+    def _load(self, lowering: str) -> Any:
+        model = self.package.graph(lowering)
+        certificate.prove(model)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            return onnxruntime.InferenceSession(model, options, providers=self.providers)
+        except (RuntimeError, ValueError) as error:
+            raise ModelError(
+                "ONNX Runtime refuses the model", where=self.package.path, got=error
+            ) from error
 
 
 def name_of(provider: Provider) -> str:
