@@ -13,6 +13,7 @@ from lmfs.store.control import mounts
 from lmfs.store.freeze import Outcome, freeze
 from lmfs.store.marks import Facts, Marks
 from lmfs.store.store import Store
+from lmfs.vfs import STATE_XATTR
 
 WORDS = [b"the", b"cold", b"text", b"lies", b"still", b"until", b"somebody", b"reads", b"it"]
 CHUNK = 4096
@@ -87,3 +88,15 @@ def unmount(path):
         done = run_lmfs("umount", path)
         if done.returncode:
             subprocess.run(["fusermount3", "-u", "-z", path], check=False)
+
+
+def state(vfs, path):
+    return vfs.get_xattr(path, STATE_XATTR)
+
+
+def slurp(vfs, path):
+    handle = vfs.open(path, os.O_RDONLY)
+    try:
+        return vfs.read(handle, vfs.attributes(path).size + 10, 0, path)
+    finally:
+        vfs.release(handle, path)

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import importlib.util
 import pathlib
+from collections.abc import Iterator
 
 import pytest
+from backing import Backing
 
 from lmfs.models.package import ModelPackage
+from lmfs.vfs import Vfs
 
 DATA = pathlib.Path(__file__).with_name("data")
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -38,3 +41,19 @@ def data() -> pathlib.Path:
 def tiny() -> ModelPackage:
     """A very small exact model, so that tests that need one are quick."""
     return ModelPackage.load(DATA / "tiny.lmm")
+
+
+@pytest.fixture
+def backing(tmp_path: pathlib.Path) -> Iterator[Backing]:
+    """An empty store."""
+    backing = Backing(tmp_path / "b")
+    yield backing
+    backing.close()
+
+
+@pytest.fixture
+def vfs(backing: Backing) -> Iterator[Vfs]:
+    """The tree of that store."""
+    vfs = Vfs(backing.store)
+    yield vfs
+    vfs.close()

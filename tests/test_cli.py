@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from backing import CHUNK, Backing, text
+from backing import CHUNK, text
 
 import lmfs.cli
 from lmfs.cli.app import COMMANDS
@@ -19,13 +19,6 @@ from lmfs.lmz import compress
 from lmfs.store.marks import State
 
 DATA = text(20 * CHUNK + 5)
-
-
-@pytest.fixture
-def backing(tmp_path):
-    backing = Backing(tmp_path / "b")
-    yield backing
-    backing.close()
 
 
 @pytest.fixture

@@ -7,20 +7,13 @@ import os
 import subprocess
 
 import pytest
-from backing import Backing, text
+from backing import text
 
 from lmfs.errors import DamagedError, FormatError, StoreError, UsageError, VersionError
 from lmfs.store.inodes import KeptInodes
 from lmfs.store.locate import locate
 from lmfs.store.store import Store
 from lmfs.store.walk import regular_files, sweep_tree
-
-
-@pytest.fixture
-def backing(tmp_path):
-    backing = Backing(tmp_path / "b")
-    yield backing
-    backing.close()
 
 
 def description(path):

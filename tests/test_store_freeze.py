@@ -25,13 +25,6 @@ from lmfs.store.walk import sweep_tree
 DATA = text(20 * CHUNK + 5)
 
 
-@pytest.fixture
-def backing(tmp_path):
-    backing = Backing(tmp_path / "b")
-    yield backing
-    backing.close()
-
-
 def blank(status):
     return (
         status.st_mode,

@@ -21,13 +21,6 @@ DATA = text(5 * CHUNK + 17)
 
 
 @pytest.fixture
-def backing(tmp_path):
-    backing = Backing(tmp_path / "b")
-    yield backing
-    backing.close()
-
-
-@pytest.fixture
 def frozen(backing):
     return backing.write_frozen("f", DATA)
 

@@ -7,41 +7,14 @@ import os
 import stat
 
 import pytest
-from backing import CHUNK, Backing, text
+from backing import CHUNK, slurp, state, text
 
 from lmfs.errors import DamagedError
 from lmfs.store import handles
 from lmfs.store.freeze import thaw
 from lmfs.store.system import RENAME_EXCHANGE, RENAME_NOREPLACE
-from lmfs.vfs import STATE_XATTR, Vfs
 
 DATA = text(20 * CHUNK + 5)
-
-
-@pytest.fixture
-def backing(tmp_path):
-    backing = Backing(tmp_path / "b")
-    yield backing
-    backing.close()
-
-
-@pytest.fixture
-def vfs(backing):
-    vfs = Vfs(backing.store)
-    yield vfs
-    vfs.close()
-
-
-def state(vfs, path):
-    return vfs.get_xattr(path, STATE_XATTR)
-
-
-def slurp(vfs, path):
-    handle = vfs.open(path, os.O_RDONLY)
-    try:
-        return vfs.read(handle, vfs.attributes(path).size + 10, 0, path)
-    finally:
-        vfs.release(handle, path)
 
 
 class TestAttributes:

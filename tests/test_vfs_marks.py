@@ -8,7 +8,7 @@ import sys
 import tempfile
 
 import pytest
-from backing import CHUNK, Backing, text
+from backing import CHUNK, Backing, slurp, state, text
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -16,35 +16,8 @@ from lmfs.codecs.choose import Chooser
 from lmfs.container import Kind
 from lmfs.store.freeze import freeze, thaw
 from lmfs.store.marks import PLAIN_MARK, State
-from lmfs.vfs import STATE_XATTR, Vfs
 
 DATA = text(20 * CHUNK + 5)
-
-
-@pytest.fixture
-def backing(tmp_path):
-    backing = Backing(tmp_path / "b")
-    yield backing
-    backing.close()
-
-
-@pytest.fixture
-def vfs(backing):
-    vfs = Vfs(backing.store)
-    yield vfs
-    vfs.close()
-
-
-def state(vfs, path):
-    return vfs.get_xattr(path, STATE_XATTR)
-
-
-def slurp(vfs, path):
-    handle = vfs.open(path, os.O_RDONLY)
-    try:
-        return vfs.read(handle, vfs.attributes(path).size + 10, 0, path)
-    finally:
-        vfs.release(handle, path)
 
 
 class TestUsersFilesThatLookLikeOurs:
