@@ -10,6 +10,7 @@ import pytest
 
 import lmfs.cli
 from lmfs import errors
+from lmfs.cli import app
 from lmfs.errors import DamagedError, LmfsError
 
 CLASSES = [
@@ -38,7 +39,7 @@ def test_the_tree_in_the_docstring_lists_every_class(cls):
 
 
 def test_the_help_lists_every_exit_code():
-    codes = lmfs.cli._EPILOG.partition("Exit codes:")[2].replace("\n", " ").split(",")
+    codes = app._EPILOG.partition("Exit codes:")[2].replace("\n", " ").split(",")
     listed = {int(code.split()[0].strip(".")) for code in codes}
     assert {c.exit_code for c in CLASSES} <= listed
 

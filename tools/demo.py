@@ -109,28 +109,22 @@ def xz(data: bytes) -> bytes:
 
 def report(backing: pathlib.Path, originals: dict[str, bytes], chunk_size: int) -> Table:
     zstd = zstandard.ZstdCompressor(level=19).compress
-    table = Table(title=f"bytes kept (and ratio); lmfs in {chunk_size >> 10} KiB chunks")
+    table = Table(title=f"bytes kept; lmfs in {chunk_size >> 10} KiB chunks")
     at_size = f"@{chunk_size >> 10}K"
-    for column in (
-        "file",
-        "bytes",
-        "lmfs",
-        "xz -9e",
-        "zstd -19",
-        f"xz {at_size}",
-        f"zstd {at_size}",
-    ):
-        table.add_column(column, justify="left" if column == "file" else "right")
+    columns = ("bytes", "lmfs", "ratio", "xz -9e", "zstd -19", f"xz {at_size}", f"zstd {at_size}")
+    table.add_column("file")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
     for name, data in originals.items():
-        sizes = [
-            (backing / name).stat().st_size,
+        ours = (backing / name).stat().st_size
+        others = [
             len(xz(data)),
             len(zstd(data)),
             in_chunks(data, chunk_size, xz),
             in_chunks(data, chunk_size, zstd),
         ]
-        cells = [f"{size:,} ({len(data) / size:.2f})" for size in sizes]
-        table.add_row(name, f"{len(data):,}", *cells)
+        cells = [f"{len(data):,}", f"{ours:,}", f"{len(data) / ours:.2f}"]
+        table.add_row(name, *cells, *(f"{size:,}" for size in others))
     return table
 
 
@@ -165,8 +159,8 @@ def main() -> None:
         console.print(table)
         console.print(
             f"every byte equal; freezing {freeze_speed / 1e3:.0f} KB/s, reading "
-            f"{read_speed / 1e3:.0f} KB/s, random {READ_BYTES >> 10} KiB reads: median "
-            f"{statistics.median(seconds) * 1e3:.0f} ms"
+            f"{read_speed / 1e3:.0f} KB/s, {len(seconds)} random {READ_BYTES >> 10} KiB reads: "
+            f"median {statistics.median(seconds) * 1e3:.0f} ms, slowest {max(seconds):.1f} s"
         )
     finally:
         if os.path.ismount(mountpoint):
