@@ -19,15 +19,15 @@ from lmfs.native import Vocabulary
 from lmfs.tokenizer import Tokenizer
 
 WEIGHTS = {
-    "wiki.txt": 0.36,
-    "books.txt": 0.25,
-    "code.py.txt": 0.14,
-    "logs.txt": 0.07,
+    "wiki.txt": 0.35,
+    "books.txt": 0.24,
+    "code.py.txt": 0.19,
+    "logs.txt": 0.06,
     "json.txt": 0.03,
-    "man.txt": 0.05,
+    "man.txt": 0.04,
     "pod.txt": 0.05,
     "debian-handbook.html": 0.02,
-    "foldoc.txt": 0.03,
+    "foldoc.txt": 0.02,
 }
 WATCHED = ("wiki.txt", "books.txt", "code.py.txt")
 WATCHED_BYTES = 256 << 10
