@@ -21,7 +21,7 @@ from lmfs.errors import DamagedError, FormatError, UsageError, VersionError
 
 FORMAT_MAJOR = 1
 FORMAT_MINOR = 0
-DEFAULT_CHUNK_SIZE = 16 * 1024
+DEFAULT_CHUNK_SIZE = 16 * 1024  # measured: tools/bench/results/README.md
 MAX_CHUNK_SIZE = 16 * 1024 * 1024
 MAX_HEADER_BYTES = 64 * 1024
 MAX_CODING_BITS = 7
