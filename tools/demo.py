@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import zstandard
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -109,10 +110,10 @@ def xz(data: bytes) -> bytes:
 
 def report(backing: pathlib.Path, originals: dict[str, bytes], chunk_size: int) -> Table:
     zstd = zstandard.ZstdCompressor(level=19).compress
-    table = Table(title=f"bytes kept; lmfs in {chunk_size >> 10} KiB chunks")
+    table = Table(title=f"bytes kept; lmfs in {chunk_size >> 10} KiB chunks", box=box.SIMPLE)
     at_size = f"@{chunk_size >> 10}K"
     columns = ("bytes", "lmfs", "ratio", "xz -9e", "zstd -19", f"xz {at_size}", f"zstd {at_size}")
-    table.add_column("file")
+    table.add_column("file", no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for name, data in originals.items():

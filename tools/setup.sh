@@ -26,7 +26,7 @@ lmfs_packages() {
 sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' 2>/dev/null; then
         missing+=(python3-dev)
     fi
-    [ ${#missing[@]} -eq 0 ] && return
+    [ ${#missing[@]} -eq 0 ] && return 0
     command -v apt-get >/dev/null || die "please install: ${missing[*]}"
     local sudo=()
     if [ "$(id -u)" -ne 0 ]; then
@@ -46,9 +46,9 @@ sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' 2>/de
     DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq "${names[@]}" >/dev/null
 }
 
-# What the environment was made from: the sources of the native core and the extras asked for.
+# What the environment was made from: the build description and the native core.
 lmfs_fingerprint() {
-    (cd "$root" && cat pyproject.toml lmfs/native/*pp lmfs/native/CMakeLists.txt && echo "$*") |
+    (cd "$root" && cat pyproject.toml lmfs/native/*pp lmfs/native/CMakeLists.txt) |
         sha256sum | cut -d' ' -f1
 }
 
@@ -59,17 +59,18 @@ lmfs_setup() {
     local venv=$root/.venv
     python=$venv/bin/python
     [ -x "$python" ] || { say "Making .venv"; python3 -m venv "$venv"; }
-    local wanted stamp=$venv/lmfs.stamp
-    wanted=$(lmfs_fingerprint "$@")
-    if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
-        say "Building lmfs into .venv (a minute or two)"
-        local extras
-        extras=$(IFS=,; echo "$*")
-        # not isolated: an editable build finds its build tools again when a source changes
-        "$python" -m pip install -q --disable-pip-version-check \
-            'scikit-build-core>=0.11' 'nanobind>=2.4' cmake ninja
-        "$python" -m pip install -q --disable-pip-version-check --no-build-isolation \
-            -e "$root[$extras]"
-        echo "$wanted" >"$stamp"
-    fi
+    local extra extras wanted stale=
+    wanted=$(lmfs_fingerprint)
+    for extra in "$@"; do # a stamp for each: the demonstration finds what the tests installed
+        [ "$(cat "$venv/lmfs-$extra.stamp" 2>/dev/null)" = "$wanted" ] || stale=1
+    done
+    [ -n "$stale" ] || return 0
+    say "Building lmfs into .venv (a minute or two)"
+    extras=$(IFS=,; echo "$*")
+    # not isolated: an editable build finds its build tools again when a source changes
+    "$python" -m pip install -q --disable-pip-version-check \
+        'scikit-build-core>=0.11' 'nanobind>=2.4' cmake ninja
+    "$python" -m pip install -q --disable-pip-version-check --no-build-isolation \
+        -e "$root[$extras]"
+    for extra in "$@"; do echo "$wanted" >"$venv/lmfs-$extra.stamp"; done
 }
