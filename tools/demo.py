@@ -110,7 +110,11 @@ def xz(data: bytes) -> bytes:
 
 def report(backing: pathlib.Path, originals: dict[str, bytes], chunk_size: int) -> Table:
     zstd = zstandard.ZstdCompressor(level=19).compress
-    table = Table(title=f"bytes kept; lmfs in {chunk_size >> 10} KiB chunks", box=box.SIMPLE)
+    table = Table(
+        title=f"bytes kept; lmfs in {chunk_size >> 10} KiB chunks",
+        box=box.SIMPLE,
+        padding=(0, 0, 0, 1),
+    )
     at_size = f"@{chunk_size >> 10}K"
     columns = ("bytes", "lmfs", "ratio", "xz -9e", "zstd -19", f"xz {at_size}", f"zstd {at_size}")
     table.add_column("file", no_wrap=True)
