@@ -31,15 +31,14 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from numpy.typing import NDArray
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto
 
 from ..errors import ModelError
+from .bounds import Array, Bound, between, of_constant
 
 EXACT_BITS = 24
 MAX_ROUNDS = 12
 WEIGHT_RANGE = (-64, 63)
-Array = NDArray[np.float64]
 
 _INTEGER_RANGE = {
     TensorProto.INT8: (-(2**7), 2**7 - 1),
@@ -48,39 +47,6 @@ _INTEGER_RANGE = {
     TensorProto.INT32: (-(2**31), 2**31 - 1),
     TensorProto.INT64: (-(2**53), 2**53 - 1),  # what the walk's float64 bounds can tell apart
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Bound:
-    """low <= value <= high, value a multiple of 2^-grid; `channels` is the last axis' size."""
-
-    low: Array
-    high: Array
-    grid: Array
-    dtype: int
-    channels: int | None
-    constant: NDArray[Any] | None = None
-
-    @property
-    def largest(self) -> Array:
-        return np.maximum(np.abs(self.low), np.abs(self.high))
-
-    def hull(self, other: Bound) -> Bound:
-        return dataclasses.replace(
-            self,
-            low=np.minimum(self.low, other.low),
-            high=np.maximum(self.high, other.high),
-            grid=np.maximum(self.grid, other.grid),
-            channels=self.channels if self.channels == other.channels else None,
-            constant=None,
-        )
-
-    def covers(self, other: Bound) -> bool:
-        return bool(
-            np.all(self.low <= other.low)
-            and np.all(self.high >= other.high)
-            and np.all(self.grid >= other.grid)
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +94,7 @@ class _Walk:
         self.checked = 0
         self.producer = {name: node for node in graph.node for name in node.output}
         for tensor in graph.initializer:
-            self.values[tensor.name] = _constant(tensor)
+            self.values[tensor.name] = of_constant(tensor)
 
     def run(self) -> Proof:
         stateful = {o.name.removesuffix(".next") for o in self.graph.output}
@@ -139,7 +105,7 @@ class _Walk:
             dims = kind.shape.dim
             channels = dims[-1].dim_value if len(dims) > 1 else None
             high = 0.0 if value.name in stateful else float(sizes - 1)
-            inputs[value.name] = _bound(0.0, high, 0, kind.elem_type, channels or None)
+            inputs[value.name] = between(0.0, high, 0, kind.elem_type, channels or None)
         for _ in range(MAX_ROUNDS):
             self.step(inputs)
             grown = False
@@ -218,43 +184,6 @@ class _Walk:
     def node_of(self, name: str, op_type: str) -> onnx.NodeProto | None:
         node = self.producer.get(name)
         return node if node is not None and node.op_type == op_type else None
-
-
-def _bound(low: object, high: object, grid: object, dtype: int, channels: int | None) -> Bound:
-    return Bound(
-        np.asarray(low, np.float64),
-        np.asarray(high, np.float64),
-        np.asarray(grid, np.float64),
-        dtype,
-        channels,
-    )
-
-
-def _constant(tensor: onnx.TensorProto) -> Bound:
-    if tensor.data_location == TensorProto.EXTERNAL or len(tensor.external_data):
-        raise ModelError("tensor outside the model's file", where=tensor.name)
-    array = numpy_helper.to_array(tensor)
-    if array.dtype == np.float32 and not np.all(np.isfinite(array)):
-        raise ModelError("weight that is not a number", where=tensor.name)
-    if not array.size:
-        raise ModelError("empty tensor", where=tensor.name)
-    rows = array.reshape(-1, array.shape[-1] if array.ndim else 1)
-    low, high = rows.min(0).astype(np.float64), rows.max(0).astype(np.float64)
-    integer = np.issubdtype(array.dtype, np.integer)
-    grid = np.zeros(low.shape) if integer else _grid(rows.astype(np.float64)).max(0)
-    if array.ndim == 0:
-        low, high, grid = low[0], high[0], grid[0]
-    channels = array.shape[-1] if array.ndim else None
-    return Bound(low, high, grid, tensor.data_type, channels, array)
-
-
-def _grid(values: Array) -> Array:
-    """The least g of each value so that value * 2^g is an integer; -64 for zero."""
-    mantissa, exponent = np.frexp(values)
-    whole = np.abs(np.ldexp(mantissa, 53)).astype(np.int64)
-    trailing = np.log2(np.where(whole == 0, 1, whole & -whole).astype(np.float64))
-    grid = 53 - exponent - trailing
-    return np.where(whole == 0, -64.0, grid)
 
 
 _Rule = Callable[[_Walk, onnx.NodeProto, Sequence[Bound]], Sequence[Bound]]
@@ -404,13 +333,13 @@ def _matmul(walk: _Walk, node: onnx.NodeProto, args: Sequence[Bound]) -> list[Bo
     grid = np.max(x.grid)
     # every partial sum, in any order, is within the sum of the absolute values
     reach = np.abs(w).T @ np.maximum(np.abs(low), np.abs(high))
-    walk.check(f"{node.output[0]} (partial sums)", _bound(-reach, reach, grid, dtype, w.shape[1]))
+    walk.check(f"{node.output[0]} (partial sums)", between(-reach, reach, grid, dtype, w.shape[1]))
     positive, negative = np.maximum(w, 0).T, np.minimum(w, 0).T
     total_low, total_high = (
         positive @ low + negative @ high,
         positive @ high + negative @ low,
     )
-    return [_bound(total_low, total_high, grid, dtype, w.shape[1])]
+    return [between(total_low, total_high, grid, dtype, w.shape[1])]
 
 
 def _reduce_sum(walk: _Walk, node: onnx.NodeProto, args: Sequence[Bound]) -> list[Bound]:
@@ -420,8 +349,8 @@ def _reduce_sum(walk: _Walk, node: onnx.NodeProto, args: Sequence[Bound]) -> lis
     low, high = (float(np.sum(np.broadcast_to(v, x.channels))) for v in (x.low, x.high))
     reach = float(np.sum(np.broadcast_to(x.largest, x.channels)))
     grid = np.max(x.grid)
-    walk.check(f"{node.output[0]} (partial sums)", _bound(-reach, reach, grid, x.dtype, None))
-    return [_bound(low, high, grid, x.dtype, None)]
+    walk.check(f"{node.output[0]} (partial sums)", between(-reach, reach, grid, x.dtype, None))
+    return [between(low, high, grid, x.dtype, None)]
 
 
 def _gather(walk: _Walk, node: onnx.NodeProto, args: Sequence[Bound]) -> list[Bound]:
