@@ -218,6 +218,26 @@ class TestMeanwhile:
         assert path.read_bytes() == b"other"
         assert backing.leftovers() == []
 
+    def test_another_file_survives_a_swap_back_that_fails(self, backing, monkeypatch):
+        """It stands under our temporary's name then, and is not ours to remove."""
+        path, other = backing.write("f", DATA), backing.write("g", b"other")
+        swap, calls = publish.exchange_or_rename, []
+
+        def failing(*arguments, **options):
+            calls.append(arguments)
+            if len(calls) > 1:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return swap(*arguments, **options)
+
+        self.at(monkeypatch, "checked", lambda: os.rename(other, path))
+        monkeypatch.setattr(publish, "exchange_or_rename", failing)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            backing.freeze("f")
+        (name,) = backing.leftovers()
+        assert (backing.path / name).read_bytes() == b"other"
+        sweep_tree(backing.marks)
+        assert (backing.path / name).read_bytes() == b"other"
+
     def test_a_rename_in_the_last_moment(self, backing, monkeypatch):
         path = backing.write("f", DATA)
         self.at(monkeypatch, "checked", lambda: os.rename(path, backing.path / "g"))

@@ -171,11 +171,19 @@ class Replacement:
             reached("removed")
 
     def close(self) -> None:
-        if not self.published:
-            with contextlib.suppress(FileNotFoundError):
+        try:
+            if not self.published:
+                self._remove_own()
+        finally:
+            os.close(self.fd)
+            os.close(self._directory)
+
+    def _remove_own(self) -> None:
+        # After a swap that could not be undone, somebody's file has the temporary's name.
+        with contextlib.suppress(FileNotFoundError):
+            named = os.stat(self._temporary, dir_fd=self._directory, follow_symlinks=False)
+            if named.st_ino == os.fstat(self.fd).st_ino:
                 os.unlink(self._temporary, dir_fd=self._directory)
-        os.close(self.fd)
-        os.close(self._directory)
 
     def __enter__(self) -> Replacement:
         return self
