@@ -19,13 +19,13 @@ from lmfs.native import Vocabulary
 from lmfs.tokenizer import Tokenizer
 
 WEIGHTS = {
-    "wiki.txt": 0.35,
-    "books.txt": 0.24,
-    "code.py.txt": 0.19,
-    "logs.txt": 0.06,
+    "wiki.txt": 0.32,
+    "books.txt": 0.20,
+    "code.py.txt": 0.28,
+    "logs.txt": 0.05,
     "json.txt": 0.03,
     "man.txt": 0.04,
-    "pod.txt": 0.05,
+    "pod.txt": 0.04,
     "debian-handbook.html": 0.02,
     "foldoc.txt": 0.02,
 }
