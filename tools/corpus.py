@@ -19,14 +19,14 @@ from lmfs.native import Vocabulary
 from lmfs.tokenizer import Tokenizer
 
 WEIGHTS = {
-    "wiki.txt": 0.32,
-    "books.txt": 0.20,
-    "code.py.txt": 0.28,
+    "wiki.txt": 0.25,
+    "books.txt": 0.15,
+    "code.py.txt": 0.42,
     "logs.txt": 0.05,
     "json.txt": 0.03,
     "man.txt": 0.04,
-    "pod.txt": 0.04,
-    "debian-handbook.html": 0.02,
+    "pod.txt": 0.03,
+    "debian-handbook.html": 0.01,
     "foldoc.txt": 0.02,
 }
 WATCHED = ("wiki.txt", "books.txt", "code.py.txt")
