@@ -23,6 +23,7 @@ FORMAT_MAJOR = 1
 FORMAT_MINOR = 0
 DEFAULT_CHUNK_SIZE = 16 * 1024  # measured: tools/bench/results/README.md
 MAX_CHUNK_SIZE = 16 * 1024 * 1024
+MAX_PRIMER_BYTES = 16 * 1024 * 1024
 MAX_HEADER_BYTES = 64 * 1024
 MAX_CODING_BITS = 7
 ID_BYTES = 16
@@ -33,6 +34,9 @@ CHECKSUM_BYTES = 4
 HEADER_PREFIX = struct.Struct("<8sBBHIIB3s")
 TRAILER_TAIL = struct.Struct("<QQQII8s")
 MAX_TRAILER_BYTES = TRAILER_TAIL.size + ID_BYTES
+
+_IDS = 1 | 4  # a coding's flags: the ids of a model and of a coder profile
+_OWN_PRIMER = 8
 
 _RECORD_CODING = 1
 _RECORD_STORE = 3
@@ -58,6 +62,12 @@ class CodecId(enum.IntEnum):
     RAW = 0
     ZSTD = 1
     LM = 2
+    MIX = 3
+
+    @property
+    def predicts(self) -> bool:
+        """Whether tokens are coded with predictions of a model, a mixer or both."""
+        return self in (CodecId.LM, CodecId.MIX)
 
 
 def sniff(prefix: bytes) -> Kind | None:
@@ -108,11 +118,15 @@ def unpack_varint(data: bytes, at: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Coding:
-    """One way to code a chunk; a header declares the ones that its member uses."""
+    """One way to code a chunk; a header declares the ones that its member uses.
+
+    primer_bytes: chunks follow this much of the member's beginning; 0: they follow nothing
+    """
 
     codec: CodecId
     model_id: bytes | None = None
     profile_id: bytes | None = None
+    primer_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -133,8 +147,20 @@ class Header:
             raise UsageError("codings in one member", expected="127 at most", got=len(self.codings))
         if (self.kind is Kind.FROZEN) != (self.store_id is not None):
             raise UsageError("only a frozen file carries a store's id, and always")
+        if len(self.primers) > 1:
+            raise UsageError("primers in one member", expected="one at most", got=self.primers)
         if self.store_id is not None and len(self.store_id) != ID_BYTES:
             raise UsageError("store id", expected="16 bytes", got=f"{len(self.store_id)}")
+
+    @property
+    def primers(self) -> set[tuple[bytes | None, bytes | None, int]]:
+        """What the codings that follow a primer say of it: vocabulary, profile and length."""
+        return {(c.model_id, c.profile_id, c.primer_bytes) for c in self.codings if c.primer_bytes}
+
+    @property
+    def primer_bytes(self) -> int:
+        """How much of the member's beginning is its primer."""
+        return max((coding.primer_bytes for coding in self.codings), default=0)
 
     @property
     def coding_bits(self) -> int:
@@ -174,8 +200,13 @@ def _record(kind: int, payload: bytes) -> bytes:
 
 
 def _pack_coding(coding: Coding) -> bytes:
-    flags = (coding.model_id is not None) | (coding.profile_id is not None) << 2
-    return bytes([coding.codec, flags]) + (coding.model_id or b"") + (coding.profile_id or b"")
+    flags = _IDS if coding.codec.predicts else 0
+    primer = b""
+    if coding.primer_bytes:
+        flags |= _OWN_PRIMER
+        primer = coding.primer_bytes.to_bytes(4, "little")
+    ids = (coding.model_id or b"") + (coding.profile_id or b"")
+    return bytes([coding.codec, flags]) + ids + primer
 
 
 def header_length(prefix: bytes, where: object = None) -> int:
@@ -234,6 +265,8 @@ def parse_header(data: bytes, where: object = None) -> Header:
         raise DamagedError("store record", where=where, expected="one, in frozen files only")
     if len(codings) > (1 << MAX_CODING_BITS) - 1:
         raise DamagedError("codings", where=where, expected="127 at most", got=len(codings))
+    if len({(c.model_id, c.profile_id, c.primer_bytes) for c in codings if c.primer_bytes}) > 1:
+        raise DamagedError("primers", where=where, expected="one at most")
     header = Header(kind, chunk_size, tuple(codings), store_id)
     if bits != header.coding_bits:
         raise DamagedError("coding bits", where=where, expected=header.coding_bits, got=bits)
@@ -269,20 +302,26 @@ def _parse_coding(payload: bytes, where: object) -> Coding:
     if len(payload) < 2:
         raise DamagedError("coding record", where=where, expected="2 bytes or more")
     number, flags = payload[0], payload[1]
-    if number not in tuple(CodecId) or flags not in (0, 5):
+    if number not in tuple(CodecId) or flags & ~(_IDS | _OWN_PRIMER):
         raise VersionError(
             "coding",
             where=where,
-            expected="raw, zstd or lm, without a primer",
+            expected="raw, zstd, lm or mix, without a shared primer",
             got=f"codec {number}, flags {flags:#x}",
             do=DO_UPDATE,
         )
     codec = CodecId(number)
-    if (codec is CodecId.LM) != (flags == 5) or len(payload) != 2 + ID_BYTES * flags.bit_count():
-        raise DamagedError("coding record", where=where, expected="ids for lm, and only for lm")
-    if codec is not CodecId.LM:
+    if flags & _IDS != (_IDS if codec.predicts else 0):
+        raise DamagedError("coding record", where=where, expected="ids for lm and mix, only there")
+    length = 2 + (2 * ID_BYTES if codec.predicts else 0) + (4 if flags & _OWN_PRIMER else 0)
+    if len(payload) != length or (flags & _OWN_PRIMER and not codec.predicts):
+        raise DamagedError("coding record", where=where, expected=f"{length} bytes")
+    if not codec.predicts:
         return Coding(codec)
-    return Coding(codec, payload[2 : 2 + ID_BYTES], payload[2 + ID_BYTES :])
+    primer = int.from_bytes(payload[2 + 2 * ID_BYTES :], "little")
+    if flags & _OWN_PRIMER and not 0 < primer <= MAX_PRIMER_BYTES:
+        raise DamagedError("primer", where=where, expected=f"1 to {MAX_PRIMER_BYTES}", got=primer)
+    return Coding(codec, payload[2:18], payload[18:34], primer)
 
 
 # ---------------------------------------------------------------------------------- trailer

@@ -1,19 +1,22 @@
 """The coder profile: what beside model and primer determines a chunk's bytes, and its id.
 
 Owns the profiles that this lmfs can code with. A released profile is never changed and never
-removed: files name it by its id for ever. Imports errors only. Everything here is constant:
-any thread may use it.
+removed: files name it by its id for ever. Everything here is constant: any thread may use it.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.resources
 from dataclasses import dataclass, field
 
 import blake3
 import numpy as np
+import zstandard
 from numpy.typing import NDArray
 
 from lmfs.errors import VersionError
+from lmfs.native import MixerProfile
 
 ID_BYTES = 16
 
@@ -30,6 +33,10 @@ coder: binary range coder, 32 bits, bit 1 takes the lower part, bytewise below 2
 table: round(2^24 * exp(-index / 64)), down to the first 1; uint32 little-endian follows
 """
 
+_DESCRIPTION_2 = _DESCRIPTION_1.replace("coder profile 1", "coder profile 2").replace(
+    "mixer: none", "mixer: 2, as FORMAT.md specifies it; its data follows the table"
+)
+
 _TABLE_TOP_BITS = 24
 _LOGIT_UNITS_PER_NAT = 64
 
@@ -39,16 +46,22 @@ class CoderProfile:
     """One profile.
 
     table: uint32 (n,), read-only: a token's frequency by its logit's distance below the largest
+    mixer_data: the mixer's tables and what it starts from; empty: predictions are not mixed
     """
 
     description: str
     table: NDArray[np.uint32]
+    mixer_data: bytes = b""
     id: bytes = field(init=False)
+    mixer: MixerProfile | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.table.setflags(write=False)
         content = self.description.encode("utf-8") + self.table.astype("<u4").tobytes()
+        content += self.mixer_data
         object.__setattr__(self, "id", blake3.blake3(content).digest(length=ID_BYTES))
+        mixer = MixerProfile(self.mixer_data) if self.mixer_data else None
+        object.__setattr__(self, "mixer", mixer)
 
 
 def _exponential_table() -> NDArray[np.uint32]:
@@ -78,17 +91,24 @@ def _exponential_table() -> NDArray[np.uint32]:
 
 PROFILE_1 = CoderProfile(_DESCRIPTION_1, _exponential_table())
 
-_PROFILES = {profile.id: profile for profile in (PROFILE_1,)}
+
+@functools.cache
+def profile_2() -> CoderProfile:
+    """Profile 1 with a mixer."""
+    packed = importlib.resources.files("lmfs").joinpath("profiles", "mixer-2.zst").read_bytes()
+    data = zstandard.ZstdDecompressor().decompress(packed, MixerProfile.BYTES)
+    return CoderProfile(_DESCRIPTION_2, PROFILE_1.table, data)
 
 
 def profile_by_id(id: bytes) -> CoderProfile:
     """The profile with this id; VersionError where this lmfs does not know it."""
-    try:
-        return _PROFILES[id]
-    except KeyError:
-        raise VersionError(
-            "the file was coded with a coder profile that this lmfs does not know",
-            expected=" or ".join(known.hex() for known in _PROFILES),
-            got=id.hex(),
-            do="install a newer lmfs",
-        ) from None
+    known = (profile_2(), PROFILE_1)
+    for profile in known:
+        if profile.id == id:
+            return profile
+    raise VersionError(
+        "the file was coded with a coder profile that this lmfs does not know",
+        expected=" or ".join(profile.id.hex() for profile in known),
+        got=id.hex(),
+        do="install a newer lmfs",
+    )

@@ -29,10 +29,16 @@ class Engine(Protocol):
 
 
 class Codec(Protocol):
-    """Chunk bytes to a blob and back; always a batch of chunks."""
+    """Chunk bytes to a blob and back; always a batch of chunks.
 
-    def encode(self, chunks: Sequence[bytes]) -> list[bytes]:
+    after: the state of a mixer (lmfs.native.Mixer) that every chunk of the batch follows; it is
+        not changed. None: they follow nothing. Codecs without a mixer ignore it.
+    """
+
+    def encode(self, chunks: Sequence[bytes], after: Any = None) -> list[bytes]:
         """One blob a chunk. Chunks are not empty."""
 
-    def decode(self, blobs: Sequence[bytes], sizes: Sequence[int]) -> list[bytes]:
+    def decode(
+        self, blobs: Sequence[bytes], sizes: Sequence[int], after: Any = None
+    ) -> list[bytes]:
         """The chunks of `sizes` bytes each; raises DamagedError where a blob cannot be one."""

@@ -1,4 +1,4 @@
-"""Chunk bytes to blobs and back: raw, zstd and lm, behind the protocol `lmfs.types.Codec`.
+"""Chunk bytes to blobs and back: raw, zstd, lm and mix, behind the protocol `lmfs.types.Codec`.
 
 Owns: which codec a container's coding means. Imports the model codec (and with it an inference
 engine) only when a coding asks for it. Codecs are safe to share between threads.
@@ -27,9 +27,11 @@ def open_codec(coding: Coding, model_search: Sequence[Path] = ()) -> Codec:
     if coding.codec is CodecId.ZSTD:
         return ZstdCodec()
     from lmfs.codecs.lm import LmCodec
+    from lmfs.codecs.mix import MixCodec
     from lmfs.models import registry
     from lmfs.profile import profile_by_id
 
     assert coding.model_id is not None
     assert coding.profile_id is not None
-    return LmCodec(registry.find(coding.model_id, model_search), profile_by_id(coding.profile_id))
+    kind = LmCodec if coding.codec is CodecId.LM else MixCodec
+    return kind(registry.find(coding.model_id, model_search), profile_by_id(coding.profile_id))

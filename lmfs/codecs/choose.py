@@ -9,21 +9,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lmfs.codecs.raw import RawCodec
+from lmfs.codecs.primer import Primer
+from lmfs.codecs.threads import in_parallel
 from lmfs.codecs.zstd import ZstdCodec
 from lmfs.container import CodecId, Coding
-from lmfs.types import Codec
 
 if TYPE_CHECKING:
+    from lmfs.codecs.lm import LmCodec
+    from lmfs.codecs.mix import MixCodec
     from lmfs.models.package import ModelPackage
+    from lmfs.native import Mixer
 
-# Below this a model saves fewer bytes than declaring it costs.
-MIN_MODEL_BYTES = 256
-# Chunks that zstd makes smaller than this live on their own repetition, which a model that starts
-# anew in each chunk cannot see.
-REPETITIVE = 0.12
+# Below this predictions save fewer bytes than declaring them costs.
+MIN_PREDICTED_BYTES = 256
+# What a mixer alone makes smaller than this lives on its own repetition: a model adds little there.
+MIN_MODEL_SHARE = 0.06
+# Every chunk follows so much of its file's beginning: at 0.5 MB/s half a second for a cold reader.
+PRIMER_BYTES = 256 * 1024
 # Of text, at most this share is neither printable ASCII nor valid UTF-8 (old 8-bit texts pass).
 MAX_STRANGE = 0.10
+
+_RAW, _ZSTD, _MIX, _LM, _LM_PRIMED = range(5)  # in `codings`
 
 _TEXT = bytes([9, 10, 12, 13, 27, *range(32, 127), *range(128, 256)])
 
@@ -31,43 +37,87 @@ _TEXT = bytes([9, 10, 12, 13, 27, *range(32, 127), *range(128, 256)])
 class Chooser:
     """Codes batches of chunks, each with the codec that makes it smallest."""
 
-    def __init__(self, model: ModelPackage | None = None, *, zstd_level: int = 19) -> None:
+    def __init__(
+        self,
+        model: ModelPackage | None = None,
+        *,
+        zstd_level: int = 19,
+        primer_bytes: int = PRIMER_BYTES,
+    ) -> None:
         self.codings: list[Coding] = [Coding(CodecId.RAW), Coding(CodecId.ZSTD)]
-        self._codecs: list[Codec] = [RawCodec(), ZstdCodec(zstd_level)]
+        self._zstd = ZstdCodec(zstd_level)
+        self._primer_bytes = primer_bytes
+        self._mix: MixCodec | None = None
+        self._lm: LmCodec | None = None
         if model is not None:
             from lmfs.codecs.lm import LmCodec
-            from lmfs.profile import PROFILE_1
+            from lmfs.codecs.mix import MixCodec
+            from lmfs.profile import profile_2
 
-            self.codings.append(Coding(CodecId.LM, model.id, PROFILE_1.id))
-            self._codecs.append(LmCodec(model, PROFILE_1))
+            profile = profile_2()
+            self._mix, self._lm = MixCodec(model, profile), LmCodec(model, profile)
+            self.codings += [
+                Coding(CodecId.MIX, model.id, profile.id, primer_bytes),
+                Coding(CodecId.LM, model.id, profile.id),
+                Coding(CodecId.LM, model.id, profile.id, primer_bytes),
+            ]
 
-    def choose(self, chunks: Sequence[bytes]) -> list[tuple[int, bytes]]:
+    def primer(self) -> Primer:
+        """What the chunks of a new member follow, for `choose`."""
+        return Primer(self._primer_bytes if self._mix else 0, self._start)
+
+    def _start(self) -> Mixer:
+        assert self._mix is not None
+        return self._mix.start()
+
+    def choose(self, chunks: Sequence[bytes], primer: Primer) -> list[tuple[int, bytes]]:
         """For each chunk (none is empty) the number of its coding in `codings`, and its blob.
 
+        chunks: of one member, in order, with no gap to those of the call before
         A blob is never empty and never longer than its chunk.
         """
-        best = [(0, chunk) for chunk in chunks]
-        for number in range(1, len(self._codecs)):
-            is_model = self.codings[number].codec is CodecId.LM
-            trial = [
-                i
-                for i, chunk in enumerate(chunks)
-                if not is_model or self._may_wake_model(chunk, len(best[i][1]))
-            ]
+        best = [(_RAW, chunk) for chunk in chunks]
+
+        def offer(i: int, number: int, blob: bytes) -> None:
+            if 0 < len(blob) < len(best[i][1]):
+                best[i] = number, blob
+
+        zstd = in_parallel(lambda chunk: self._zstd.encode([chunk])[0], chunks)
+        for i, blob in enumerate(zstd):
+            offer(i, _ZSTD, blob)
+        if self._mix is None or self._lm is None:
+            return best
+        texts = [
+            i
+            for i, chunk in enumerate(chunks)
+            if len(chunk) >= MIN_PREDICTED_BYTES and looks_like_text(chunk)
+        ]
+        primed = texts
+        for i, chunk in enumerate(chunks):
+            if primer.complete:
+                break
+            primed = [k for k in texts if k > i]
+            if i not in texts:
+                primer.feed(chunk)
+                continue
+            mixer = primer.mixer().copy()
+            offer(i, _MIX, mixer.encode(chunk))
+            primer.feed(chunk, mixer)
+        after = primer.mixer() if primed else None
+        for i, blob in zip(primed, self._mix.encode([chunks[i] for i in primed], after), strict=True):
+            offer(i, _MIX, blob)
+        worth = [i for i in texts if len(best[i][1]) >= MIN_MODEL_SHARE * len(chunks[i])]
+        for trial, afters in (
+            ([i for i in worth if i not in primed], [None]),
+            ([i for i in worth if i in primed], [None, after]),
+        ):
             if not trial:
                 continue
-            blobs = self._codecs[number].encode([chunks[i] for i in trial])
-            for i, blob in zip(trial, blobs, strict=True):
-                if 0 < len(blob) < len(best[i][1]):
-                    best[i] = (number, blob)
+            blobs = self._lm.encode_after([chunks[i] for i in trial], afters)
+            for i, lane in zip(trial, blobs, strict=True):
+                for number, blob in zip((_LM, _LM_PRIMED), lane, strict=False):
+                    offer(i, number, blob)
         return best
-
-    def _may_wake_model(self, chunk: bytes, best_bytes: int) -> bool:
-        return (
-            len(chunk) >= MIN_MODEL_BYTES
-            and best_bytes >= REPETITIVE * len(chunk)
-            and looks_like_text(chunk)
-        )
 
 
 def looks_like_text(chunk: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""The `lm` codec: a chunk is coded as tokens, each with the model's probability for it.
+"""The `lm` codec: a chunk is coded as tokens, predicted by a model and, with it, a mixer.
 
 Owns: the loop that joins tokenizer, engine and coder, in lanes. FORMAT.md, "lm chunks",
 is its specification. The engine is loaded at first use, one a process and model, never
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from ..errors import DamagedError
 from ..models.package import ModelPackage
-from ..native import TokenDecoder, TokenEncoder
+from ..native import Mixer, TokenDecoder, TokenEncoder
 from ..profile import PROFILE_1, CoderProfile
 from ..tokenizer import Tokenizer
+from .threads import in_parallel
 
 MAX_LANES = 64
 ENCODE_LANES = 16
@@ -44,6 +45,7 @@ class LmCodec:
     def __init__(self, package: ModelPackage, profile: CoderProfile = PROFILE_1) -> None:
         self.package, self.profile = package, profile
         self._tokenizer: Tokenizer | None = None
+        self._mixer: Mixer | None = None
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -51,19 +53,37 @@ class LmCodec:
             self._tokenizer = self.package.tokenizer()
         return self._tokenizer
 
-    def encode(self, chunks: Sequence[bytes]) -> list[bytes]:
+    @property
+    def _start(self) -> Mixer | None:
+        """A mixer that has seen nothing, if the profile has one."""
+        if self._mixer is None and self.profile.mixer is not None:
+            self._mixer = Mixer(self.profile.mixer, self.tokenizer.vocabulary)
+        return self._mixer
+
+    def encode(self, chunks: Sequence[bytes], after: Mixer | None = None) -> list[bytes]:
         """One blob a chunk, whatever the other chunks of the batch are."""
-        blobs: list[bytes] = []
+        return [blobs[0] for blobs in self.encode_after(chunks, [after])]
+
+    def encode_after(
+        self, chunks: Sequence[bytes], afters: Sequence[Mixer | None]
+    ) -> list[list[bytes]]:
+        """For each chunk a blob behind each of these states; the model runs once."""
+        blobs: list[list[bytes]] = []
         for start in range(0, len(chunks), ENCODE_LANES):
-            encoders = self.encoders(chunks[start : start + ENCODE_LANES])
-            blobs += [encoder.finish() for encoder in encoders]
+            encoders = self.encoders(chunks[start : start + ENCODE_LANES], afters)
+            blobs += [[encoder.finish() for encoder in lane] for lane in encoders]
         return blobs
 
-    def encoders(self, chunks: Sequence[bytes]) -> list[TokenEncoder]:
-        """An encoder a chunk with all its tokens pushed, not finished."""
+    def encoders(
+        self, chunks: Sequence[bytes], afters: Sequence[Mixer | None] = (None,)
+    ) -> list[list[TokenEncoder]]:
+        """For each chunk and state an encoder with all tokens pushed, not finished."""
         vocabulary, table = self.tokenizer.vocabulary, self.profile.table
         rows = [vocabulary.tokenize(chunk) for chunk in chunks]
-        encoders = [TokenEncoder(vocabulary, table) for _ in chunks]
+        encoders = [
+            [TokenEncoder(vocabulary, table, after or self._start) for after in afters]
+            for _ in chunks
+        ]
         lanes = np.arange(len(rows))
         engine = engine_for(self.package)
         state = engine.start(len(lanes), sequence=True)
@@ -75,9 +95,12 @@ class LmCodec:
             window = min(ENCODE_WINDOW, longest - at)
             inputs = self._inputs([rows[lane] for lane in lanes], at, window)
             logits, state = engine.sequence(state, inputs)
-            for row, lane in enumerate(lanes):
-                piece = rows[lane][at : at + window]
-                encoders[lane].push(logits[row, : len(piece)], piece)
+            pushes = [
+                (encoder, logits[row], rows[lane][at : at + window])
+                for row, lane in enumerate(lanes)
+                for encoder in encoders[lane]
+            ]
+            in_parallel(lambda push: push[0].push(push[1][: len(push[2])], push[2]), pushes)
             at += window
         return encoders
 
@@ -94,7 +117,9 @@ class LmCodec:
             inputs[:, 0] = self.package.start_token
         return inputs
 
-    def decode(self, blobs: Sequence[bytes], sizes: Sequence[int]) -> list[bytes]:
+    def decode(
+        self, blobs: Sequence[bytes], sizes: Sequence[int], after: Mixer | None = None
+    ) -> list[bytes]:
         """The chunks; raises DamagedError naming the first blob of the batch that cannot be one.
 
         A blob with a flipped bit usually decodes to something: compare checksums.
@@ -102,7 +127,7 @@ class LmCodec:
         chunks: list[bytes] = []
         for start in range(0, len(blobs), MAX_LANES):
             part = slice(start, start + MAX_LANES)
-            for k, chunk in enumerate(self._decode_lanes(list(blobs[part]), list(sizes[part]))):
+            for k, chunk in enumerate(self._decode_lanes(blobs[part], sizes[part], after)):
                 if chunk is None:
                     raise DamagedError(
                         "a chunk's coded bytes do not decode", where=f"blob {start + k} of a batch"
@@ -110,8 +135,12 @@ class LmCodec:
                 chunks.append(chunk)
         return chunks
 
-    def _decode_lanes(self, blobs: list[bytes], sizes: list[int]) -> list[bytes | None]:
-        decoder = TokenDecoder(self.tokenizer.vocabulary, self.profile.table, blobs, sizes)
+    def _decode_lanes(
+        self, blobs: Sequence[bytes], sizes: Sequence[int], after: Mixer | None
+    ) -> list[bytes | None]:
+        start = after or self._start
+        mixers = None if start is None else [start] * len(blobs)
+        decoder = TokenDecoder(self.tokenizer.vocabulary, self.profile.table, blobs, sizes, mixers)
         engine = engine_for(self.package)
         lanes = decoder.active
         state = engine.start(len(lanes))

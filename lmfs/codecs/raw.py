@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lmfs.errors import DamagedError
+from lmfs.native import Mixer
 
 
 class RawCodec:
     """A blob is the chunk. Any thread may use one."""
 
-    def encode(self, chunks: Sequence[bytes]) -> list[bytes]:
+    def encode(self, chunks: Sequence[bytes], after: Mixer | None = None) -> list[bytes]:
         return list(chunks)
 
-    def decode(self, blobs: Sequence[bytes], sizes: Sequence[int]) -> list[bytes]:
+    def decode(
+        self, blobs: Sequence[bytes], sizes: Sequence[int], after: Mixer | None = None
+    ) -> list[bytes]:
         for blob, size in zip(blobs, sizes, strict=True):
             if len(blob) != size:
                 raise DamagedError("raw blob", expected=f"{size} bytes", got=len(blob))

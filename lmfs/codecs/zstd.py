@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lmfs import zstd_blob
+from lmfs.native import Mixer
 
 
 class ZstdCodec:
@@ -13,8 +14,10 @@ class ZstdCodec:
     def __init__(self, level: int = 19) -> None:
         self._level = level
 
-    def encode(self, chunks: Sequence[bytes]) -> list[bytes]:
+    def encode(self, chunks: Sequence[bytes], after: Mixer | None = None) -> list[bytes]:
         return [zstd_blob.compress(chunk, self._level) for chunk in chunks]
 
-    def decode(self, blobs: Sequence[bytes], sizes: Sequence[int]) -> list[bytes]:
+    def decode(
+        self, blobs: Sequence[bytes], sizes: Sequence[int], after: Mixer | None = None
+    ) -> list[bytes]:
         return [zstd_blob.decompress(blob, size) for blob, size in zip(blobs, sizes, strict=True)]

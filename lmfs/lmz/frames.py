@@ -5,14 +5,18 @@ Owns: the step from a frame's blob to bytes that are known to be right. Any thre
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from lmfs.codecs import open_codec
-from lmfs.container import Coding, checksum
+from lmfs.codecs.mix import MixCodec
+from lmfs.codecs.primer import Primer
+from lmfs.container import CodecId, Coding, Header, checksum
 from lmfs.errors import DamagedError
+from lmfs.native import Mixer
 from lmfs.types import Codec
 
 # A batch is bounded by both: lanes that decode in lockstep, and memory.
@@ -40,20 +44,76 @@ class FrameDecoder:
         self._codecs: dict[Coding, Codec] = {}
         self._lock = threading.Lock()
 
-    def decode(self, frames: Sequence[Frame]) -> list[bytes | DamagedError]:
+    def primer(self, header: Header) -> Primer:
+        """What the chunks of a member follow, nothing of it known yet."""
+
+        def start() -> Mixer:
+            coding = next(coding for coding in header.codings if coding.primer_bytes)
+            # The vocabulary and the profile are all that counts, and with a model the same.
+            codec = self._codec(dataclasses.replace(coding, codec=CodecId.MIX))
+            assert isinstance(codec, MixCodec)
+            return codec.start()
+
+        return Primer(header.primer_bytes, start)
+
+    def decode(self, frames: Sequence[Frame], primer: Primer) -> list[bytes | DamagedError]:
         """For each frame its chunk, or what is wrong with it.
 
+        frames: of one member, ascending
+        primer: that member's; chunks that belong to it are fed to it
         raises: UnknownModelError, ModelError, EngineError, VersionError where a codec cannot be had
         """
-        chunks = self.decode_unchecked(frames)
-        return [self._checked(f, c) for f, c in zip(frames, chunks, strict=True)]
+        chunks: list[bytes | DamagedError] = []
+        while len(chunks) < len(frames):
+            rest = frames[len(chunks) :]
+            if primer.wants(rest[0].start) and rest[0].coding.primer_bytes:
+                chunks.append(self._decode_next(rest[0], primer))
+                continue
+            # Up to the first that follows one of those before it.
+            stop = 1
+            while stop < len(rest) and (primer.complete or not rest[stop].coding.primer_bytes):
+                stop += 1
+            decoded = self.decode_unchecked(rest[:stop], primer)
+            for frame, chunk in zip(rest, decoded, strict=False):
+                chunks.append(self._checked(frame, chunk))
+                if isinstance(chunks[-1], bytes) and primer.wants(frame.start):
+                    primer.feed(chunks[-1])
+        return chunks
 
-    def decode_unchecked(self, frames: Sequence[Frame]) -> list[bytes | DamagedError]:
+    def _decode_next(self, frame: Frame, primer: Primer) -> bytes | DamagedError:
+        """A chunk of the primer that follows those before it."""
+        mixer = None
+        try:
+            if frame.coding.codec is CodecId.MIX:
+                codec = self._codec(frame.coding)
+                assert isinstance(codec, MixCodec)
+                mixer = primer.mixer().copy()
+                decoded: bytes | DamagedError = codec.go_on(mixer, frame.blob, frame.size)
+            else:
+                decoded = self.decode_unchecked([frame], primer)[0]
+        except DamagedError as damage:
+            decoded = damage
+        chunk = self._checked(frame, decoded)
+        if isinstance(chunk, bytes):
+            primer.feed(chunk, mixer)
+        return chunk
+
+    def decode_unchecked(
+        self, frames: Sequence[Frame], primer: Primer
+    ) -> list[bytes | DamagedError]:
         """What each frame's codec makes of it, not yet compared with its checksum."""
         chunks: list[bytes | DamagedError] = [b""] * len(frames)
         for coding in dict.fromkeys(frame.coding for frame in frames):
             lanes = [i for i, frame in enumerate(frames) if frame.coding == coding]
-            self._decode_lanes(self._codec(coding), frames, lanes, chunks)
+            after = None
+            if coding.primer_bytes:
+                for i in lanes:
+                    if not primer.serves(frames[i].start):
+                        chunks[i] = DamagedError("the beginning of the file, which it follows")
+                lanes = [i for i in lanes if chunks[i] == b""]
+                after = primer.mixer() if lanes else None
+            if lanes:
+                self._decode_lanes(self._codec(coding), frames, lanes, chunks, after)
         return chunks
 
     def _codec(self, coding: Coding) -> Codec:
@@ -68,9 +128,11 @@ class FrameDecoder:
         frames: Sequence[Frame],
         lanes: Sequence[int],
         chunks: list[bytes | DamagedError],
+        after: Mixer | None,
     ) -> None:
+        blobs, sizes = [frames[i].blob for i in lanes], [frames[i].size for i in lanes]
         try:
-            decoded = codec.decode([frames[i].blob for i in lanes], [frames[i].size for i in lanes])
+            decoded = codec.decode(blobs, sizes, after)
         except DamagedError as damage:
             # A codec refuses the batch for one bad lane: halves find it without decoding the
             # good ones one at a time.
@@ -78,8 +140,8 @@ class FrameDecoder:
                 chunks[lanes[0]] = damage
                 return
             half = len(lanes) // 2
-            self._decode_lanes(codec, frames, lanes[:half], chunks)
-            self._decode_lanes(codec, frames, lanes[half:], chunks)
+            self._decode_lanes(codec, frames, lanes[:half], chunks, after)
+            self._decode_lanes(codec, frames, lanes[half:], chunks, after)
             return
         for i, chunk in zip(lanes, decoded, strict=True):
             chunks[i] = chunk

@@ -6,12 +6,15 @@ No cache and no position: any thread may use what is here.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from lmfs.codecs.primer import recent_primers
 from lmfs.container import (
     CHECKSUM_BYTES,
     HEADER_PREFIX,
@@ -157,6 +160,7 @@ class Chunks:
         self._source = source
         self._members = members
         self._trust_index = trust_index
+        self._key = object()  # of this file among all
         self._decoder = FrameDecoder(model_search, source.name or None)
         none = np.zeros(0, np.int64)
         self.starts = np.concatenate([none, *(m.layout.starts + m.start for m in members)])
@@ -182,10 +186,41 @@ class Chunks:
 
     def decode(self, indices: Sequence[int]) -> list[bytes | DamagedError]:
         """These chunks, or what is wrong with each."""
-        frames = self._read_frames(indices)
-        whole = [frame for frame in frames if isinstance(frame, Frame)]
-        decoded = iter(self._decoder.decode(whole))
-        return [next(decoded) if isinstance(frame, Frame) else frame for frame in frames]
+        found: dict[int, bytes | DamagedError] = {}
+        for number, group in itertools.groupby(
+            sorted(set(indices)), lambda i: int(self._member_numbers[i])
+        ):
+            found.update(self._decode_in(number, list(group)))
+        return [found[i] for i in indices]
+
+    def _decode_in(self, number: int, indices: list[int]) -> dict[int, bytes | DamagedError]:
+        """These chunks of one member, ascending; and what they follow, where it is not yet known."""
+        member = self._members[number]
+        header = member.header
+        primer = recent_primers.find((self._key, number), lambda: self._decoder.primer(header))
+        with contextlib.nullcontext() if primer.complete else primer.growing:
+            starts = member.layout.starts
+            found: dict[int, bytes | DamagedError] = {}
+            last = -1  # the last byte that must be known
+            for i in indices:
+                start = int(starts[i - member.first_chunk])
+                known = primer.chunk_at(start)
+                if known is not None:
+                    found[i] = known
+                elif member.codings[member.layout.codings[i - member.first_chunk]].primer_bytes:
+                    last = max(last, min(start, primer.limit) - 1)
+            wanted = [i for i in indices if i not in found]
+            if not primer.complete and last >= primer.end:
+                stop = int(np.searchsorted(starts, last, side="right"))
+                known_chunks = int(np.searchsorted(starts, primer.end))
+                before = range(member.first_chunk + known_chunks, member.first_chunk + stop)
+                wanted = sorted({*wanted, *before})
+            frames = self._read_frames(wanted)
+            whole = [frame for frame in frames if isinstance(frame, Frame)]
+            decoded = iter(self._decoder.decode(whole, primer))
+            for i, frame in zip(wanted, frames, strict=True):
+                found[i] = next(decoded) if isinstance(frame, Frame) else frame
+        return found
 
     def _read_frames(self, indices: Sequence[int]) -> list[Frame | DamagedError]:
         frames: list[Frame | DamagedError] = []

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from lmfs.codecs.primer import Primer
 from lmfs.container import (
     CHECKSUM_BYTES,
     HASH_BYTES,
@@ -171,6 +172,7 @@ class _Walk:
         self._source = source
         self._end = end
         self._decoder = FrameDecoder(model_search, source.name or None)
+        self._primer: Primer  # of the member being read
         self._window = b""
         self._window_at = 0
         self.members = 0
@@ -209,6 +211,7 @@ class _Walk:
 
     def _member(self, header: Header, at: int) -> Generator[Recovered | Hole, None, int]:
         """A member's chunks, its first frame being at `at`; returns where it ends."""
+        self._primer = self._decoder.primer(header)
         base, start = self.start, 0  # in the whole, and of the next chunk in the member
 
         def whole(offset: int) -> int | None:
@@ -345,7 +348,7 @@ class _Walk:
         for head in heads:
             frames.append(self._frame(header, head, start))
             start += head.size
-        decoded = self._decoder.decode(frames)
+        decoded = self._decoder.decode(frames, self._primer)
         return [chunk if isinstance(chunk, bytes) else None for chunk in decoded]
 
     def _search(self, header: Header, begin: int, start: int) -> tuple[int, int] | _End | None:
@@ -365,11 +368,11 @@ class _Walk:
             if not heads or not ends_well:
                 continue
             frame = self._frame(header, heads[0], start)
-            if frame.coding.codec is CodecId.LM:
+            if frame.coding.codec.predicts:
                 if not guesses:
                     continue
                 guesses -= 1
-            chunk = self._decoder.decode_unchecked([frame])[0]
+            chunk = self._decoder.decode_unchecked([frame], self._primer)[0]
             if isinstance(chunk, DamagedError):
                 continue
             # A lost chunk took at least five bytes.

@@ -126,6 +126,7 @@ class _Member:
                 where=where,
                 do="read it through its mount, or `lmfs thaw` it",
             )
+        self._primer = decoder.primer(self._header)
         self._heads = bytearray()
         self._size = 0
         self._hash = blake3()
@@ -140,7 +141,7 @@ class _Member:
             if frame is not None:
                 batch.append(frame)
             if frame is None or len(batch) == limit:
-                for chunk in self._decoder.decode(batch):
+                for chunk in self._decoder.decode(batch, self._primer):
                     if isinstance(chunk, DamagedError):
                         raise chunk
                     self._hash.update(chunk)

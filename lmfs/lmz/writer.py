@@ -67,6 +67,7 @@ class LmzWriter(io.BufferedIOBase):
         self._chunk_size = chunk_size
         self._batch_bytes = chunk_size * min(batch_chunks, max(1, BATCH_BYTES // chunk_size))
         self._chooser = default_chooser() if chooser is None else chooser
+        self._primer = self._chooser.primer()
         self._progress = progress
         self._header: Header | None = None
         self._header_bytes = b""
@@ -115,7 +116,7 @@ class LmzWriter(io.BufferedIOBase):
         """Code whole chunks, and at the end a short one."""
         size = self._chunk_size
         chunks = [data[at : at + size] for at in range(0, len(data), size)]
-        chosen = self._chooser.choose(chunks) if chunks else []
+        chosen = self._chooser.choose(chunks, self._primer) if chunks else []
         if self._header is None:
             used = sorted({number for number, _ in chosen} if last else range(self._coding_count))
             self._begin(used)

@@ -1,7 +1,8 @@
-"""The per-token loops, compiled: vocabulary, token coder over the binary range coder, varints.
+"""The per-token loops, compiled: vocabulary, mixer, token coder over the binary range coder.
 
 Owns nothing itself: `_core` is built from the C++ beside this file, where each header states its
-algorithm and its invariants (range_coder.hpp, frequencies.hpp, vocabulary.hpp, token_coder.hpp).
+algorithm and its invariants (range_coder.hpp, frequencies.hpp, vocabulary.hpp, mixer.hpp,
+token_coder.hpp).
 Imports nothing of lmfs, only numpy. Any thread may call anything here; the loops run without the
 interpreter's lock. Wrong arguments are ValueError or TypeError: these are errors of the calling
 code, which gives damage and bad files their names.
@@ -9,16 +10,18 @@ code, which gives damage and bad files their names.
 
 from lmfs.native._core import (
     PROBABILITY_BITS,
+    Mixer,
+    MixerProfile,
     TokenDecoder,
     TokenEncoder,
     Vocabulary,
-    decode_varints,
 )
 
 __all__ = [
     "PROBABILITY_BITS",
+    "Mixer",
+    "MixerProfile",
     "TokenDecoder",
     "TokenEncoder",
     "Vocabulary",
-    "decode_varints",
 ]

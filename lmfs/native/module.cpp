@@ -8,12 +8,13 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string_view.h>
+#include <nanobind/stl/unique_ptr.h>
 
 #include <mutex>
 #include <utility>
 
+#include "mixer_bindings.hpp"
 #include "token_coder.hpp"
-#include "varint.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -99,12 +100,17 @@ struct Decoder : lmfs::TokenDecoder {
 };
 
 void make_decoder(Decoder* self, std::shared_ptr<Vocabulary> vocabulary, const Table& table,
-                  nb::sequence blobs, nb::sequence sizes) {
+                  nb::sequence blobs, nb::sequence sizes, nb::object mixers) {
     std::vector<std::string> copies;
     for (nb::handle blob : blobs) copies.emplace_back(view(to_bytes(blob)));
     std::vector<std::size_t> numbers;
     for (nb::handle size : sizes) numbers.push_back(to_size(size));
-    new (self) Decoder(std::move(vocabulary), to_table(table), std::move(copies), numbers);
+    std::vector<lmfs::Mixer> own;
+    if (!mixers.is_none())
+        for (nb::handle mixer : nb::cast<nb::sequence>(mixers))
+            own.push_back(nb::cast<const lmfs::SharedMixer&>(mixer).copy());
+    new (self) Decoder(std::move(vocabulary), to_table(table), std::move(copies), numbers,
+                       std::move(own));
 }
 
 }  // namespace
@@ -141,10 +147,13 @@ NB_MODULE(_core, module) {
     nb::class_<Encoder>(module, "TokenEncoder")
         .def(
             "__init__",
-            [](Encoder* self, std::shared_ptr<Vocabulary> vocabulary, const Table& table) {
-                new (self) Encoder(std::move(vocabulary), to_table(table));
+            [](Encoder* self, std::shared_ptr<Vocabulary> vocabulary, const Table& table,
+               const lmfs::SharedMixer* mixer) {
+                std::optional<lmfs::Mixer> own;
+                if (mixer) own = mixer->copy();
+                new (self) Encoder(std::move(vocabulary), to_table(table), std::move(own));
             },
-            "vocabulary"_a, nb::arg("table").noconvert())
+            "vocabulary"_a, nb::arg("table").noconvert(), "mixer"_a = nb::none())
         .def(
             "push",
             [](Encoder& self, const Logits& logits, const Tokens& tokens) {
@@ -165,6 +174,14 @@ NB_MODULE(_core, module) {
                  }
                  return nb::bytes(blob.data(), blob.size());
              })
+        .def_prop_ro("mixer",
+                     [](Encoder& self) {
+                         nb::gil_scoped_release unlocked;
+                         const std::lock_guard<std::mutex> lock(self.mutex);
+                         return self.mixer() ? std::make_unique<lmfs::SharedMixer>(*self.mixer())
+                                             : nullptr;
+                     },
+                     nb::rv_policy::automatic)
         .def_prop_ro("ideal_bits", [](Encoder& self) {
             nb::gil_scoped_release unlocked;
             const std::lock_guard<std::mutex> lock(self.mutex);
@@ -173,7 +190,7 @@ NB_MODULE(_core, module) {
 
     nb::class_<Decoder>(module, "TokenDecoder")
         .def("__init__", &make_decoder, "vocabulary"_a, nb::arg("table").noconvert(), "blobs"_a,
-             "sizes"_a)
+             "sizes"_a, "mixers"_a = nb::none())
         .def_prop_ro(
             "active",
             [](Decoder& self) {
@@ -219,15 +236,5 @@ NB_MODULE(_core, module) {
             return result;
         });
 
-    module.def(
-        "decode_varints",
-        [](const nb::bytes& data) {
-            std::vector<std::uint64_t> values;
-            {
-                nb::gil_scoped_release unlocked;
-                values = lmfs::decode_varints(view(data));
-            }
-            return to_numpy(std::move(values));
-        },
-        "data"_a);
+    lmfs::bind_mixer(module);
 }

@@ -1,4 +1,4 @@
-// Tokens to a chunk's blob and back, given the logits of every step.
+// Tokens to a chunk's blob and back: with the logits of every step, with a mixer, or with both.
 
 #pragma once
 
@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "frequencies.hpp"
+#include "mixer.hpp"
 #include "range_coder.hpp"
 #include "vocabulary.hpp"
 
@@ -32,10 +33,12 @@ struct LogitRows {
 // One chunk.
 class TokenEncoder {
 public:
-    TokenEncoder(std::shared_ptr<const Vocabulary> vocabulary, FrequencyTable table)
+    TokenEncoder(std::shared_ptr<const Vocabulary> vocabulary, FrequencyTable table,
+                 std::optional<Mixer> mixer = std::nullopt)
         : vocabulary_(std::move(vocabulary)),
           table_(std::move(table)),
-          cumulative_(table_, vocabulary_->size()) {}
+          cumulative_(table_, vocabulary_->size()),
+          mixer_(std::move(mixer)) {}
 
     TokenEncoder(const TokenEncoder&) = delete;
     TokenEncoder& operator=(const TokenEncoder&) = delete;
@@ -51,13 +54,18 @@ public:
             cumulative_.load(logits[i]);
             // At most 16 nodes of at least 2^-22 each: far from a double's smallest value.
             double probability = 1.0;
-            walk(cumulative_, [&](std::size_t middle, std::uint32_t p1) {
+            const auto encode = [&](std::size_t middle, std::uint32_t p1) {
                 const bool bit = tokens[i] >= middle;
                 coder_.encode(bit, p1);
                 probability *= bit ? p1 : kProbabilityOne - p1;
                 probability /= kProbabilityOne;
                 return bit;
-            });
+            };
+            if (mixer_) {
+                mixer_->token(&cumulative_, encode);
+            } else {
+                walk(cumulative_, encode);
+            }
             ideal_bits_ -= std::log2(probability);
         }
     }
@@ -70,11 +78,13 @@ public:
 
     double ideal_bits() const { return ideal_bits_; }
     const Vocabulary& vocabulary() const { return *vocabulary_; }
+    const std::optional<Mixer>& mixer() const { return mixer_; }
 
 private:
     std::shared_ptr<const Vocabulary> vocabulary_;
     FrequencyTable table_;
     Cumulative cumulative_;
+    std::optional<Mixer> mixer_;
     RangeEncoder coder_;
     double ideal_bits_ = 0.0;  // measurement only: decides no coded bit
     bool finished_ = false;
@@ -83,14 +93,19 @@ private:
 // Many chunks in lockstep. A damaged lane ends; it never disturbs another.
 class TokenDecoder {
 public:
+    // mixers: one a blob, or none at all.
     TokenDecoder(std::shared_ptr<const Vocabulary> vocabulary, FrequencyTable table,
-                 std::vector<std::string> blobs, const std::vector<std::size_t>& sizes)
+                 std::vector<std::string> blobs, const std::vector<std::size_t>& sizes,
+                 std::vector<Mixer> mixers = {})
         : vocabulary_(std::move(vocabulary)),
           table_(std::move(table)),
           cumulative_(table_, vocabulary_->size()),
-          blobs_(std::move(blobs)) {
+          blobs_(std::move(blobs)),
+          mixers_(std::move(mixers)) {
         if (blobs_.size() != sizes.size())
             throw std::invalid_argument("decoder: as many sizes as blobs are needed");
+        if (!mixers_.empty() && mixers_.size() != blobs_.size())
+            throw std::invalid_argument("decoder: as many mixers as blobs are needed, or none");
         lanes_.reserve(blobs_.size());
         for (std::size_t i = 0; i < blobs_.size(); ++i) {
             const auto* blob = reinterpret_cast<const std::uint8_t*>(blobs_[i].data());
@@ -113,9 +128,10 @@ public:
             const std::int64_t number = active_[row];
             Lane& lane = lanes_[static_cast<std::size_t>(number)];
             cumulative_.load(logits[row]);
-            const std::size_t token = walk(cumulative_, [&](std::size_t, std::uint32_t p1) {
-                return lane.coder.decode(p1);
-            });
+            const auto decode = [&](std::size_t, std::uint32_t p1) { return lane.coder.decode(p1); };
+            const std::size_t token =
+                mixers_.empty() ? walk(cumulative_, decode)
+                                : mixers_[static_cast<std::size_t>(number)].token(&cumulative_, decode);
             tokens.push_back(static_cast<std::int64_t>(token));
             const std::string_view spelling = vocabulary_->spelling(token);
             if (spelling.size() > lane.size - lane.chunk.size()) {
@@ -162,8 +178,41 @@ private:
     FrequencyTable table_;
     Cumulative cumulative_;
     std::vector<std::string> blobs_;  // the lanes' decoders point into them
+    std::vector<Mixer> mixers_;
     std::vector<Lane> lanes_;
     std::vector<std::int64_t> active_;
 };
+
+// One chunk without a model: the mixer goes on behind it.
+inline std::vector<std::uint8_t> encode_with(Mixer& mixer, std::string_view chunk) {
+    RangeEncoder coder;
+    for (const std::size_t token : mixer.vocabulary().tokenize(chunk))
+        mixer.token(nullptr, [&](std::size_t middle, std::uint32_t p1) {
+            const bool bit = token >= middle;
+            coder.encode(bit, p1);
+            return bit;
+        });
+    return coder.finish();
+}
+
+// The chunk, or nothing where the blob is not the one that encode_with() makes of it.
+inline std::optional<std::string> decode_with(Mixer& mixer, std::string_view blob,
+                                              std::size_t size) {
+    RangeDecoder coder(reinterpret_cast<const std::uint8_t*>(blob.data()), blob.size());
+    std::string chunk;
+    std::vector<std::uint16_t> tokens;
+    while (chunk.size() < size) {
+        if (coder.damaged()) return std::nullopt;
+        const std::size_t token = mixer.token(
+            nullptr, [&](std::size_t, std::uint32_t p1) { return coder.decode(p1); });
+        const std::string_view spelling = mixer.vocabulary().spelling(token);
+        if (spelling.size() > size - chunk.size()) return std::nullopt;
+        chunk.append(spelling);
+        tokens.push_back(static_cast<std::uint16_t>(token));
+    }
+    // A mixer primed with the chunk's bytes must be this one: hence only one way to spell them.
+    if (!coder.ends_here() || mixer.vocabulary().tokenize(chunk) != tokens) return std::nullopt;
+    return chunk;
+}
 
 }  // namespace lmfs

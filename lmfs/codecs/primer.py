@@ -1,0 +1,91 @@
+"""What chunks follow: the beginning of their member, and a mixer that has seen it.
+
+Owns: the order in which a member's first chunks become a state (FORMAT.md, "Primers"). A state is
+only ever computed, never stored. Any thread may use a primer.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+from lmfs.native import Mixer
+
+
+class Primer:
+    """The chunks that end at or before byte `limit` of a member, as they become known.
+
+    start: gives a mixer that has seen nothing; called once, if a state is ever asked for
+    """
+
+    def __init__(self, limit: int, start: Callable[[], Mixer]) -> None:
+        self.limit = limit
+        self.end = 0  # so many bytes are known
+        self.complete = limit == 0
+        self._start = start
+        self._mixer: Mixer | None = None
+        self._chunks: dict[int, bytes] = {}
+        self._unseen: list[bytes] = []  # known, but not yet seen by the mixer
+        self._lock = threading.Lock()
+        self.growing = threading.RLock()  # held by whoever decodes what is to be fed
+
+    def wants(self, start: int) -> bool:
+        """Whether the chunk that begins at `start` is the next one to `feed`."""
+        return not self.complete and start == self.end
+
+    def feed(self, chunk: bytes, mixer: Mixer | None = None) -> None:
+        """The next chunk of the member; mixer: the state behind it, where that is known."""
+        with self._lock:
+            if self.end + len(chunk) > self.limit:
+                self.complete = True
+                return
+            self._chunks[self.end] = chunk
+            self.end += len(chunk)
+            self.complete = self.end == self.limit
+            if mixer is not None:
+                self._mixer, self._unseen = mixer, []
+            else:
+                self._unseen.append(chunk)
+
+    def chunk_at(self, start: int) -> bytes | None:
+        """The known chunk that begins there."""
+        return self._chunks.get(start)
+
+    def mixer(self) -> Mixer:
+        """The state behind all that is known. Not to be changed: `copy` it."""
+        with self._lock:
+            if self._mixer is None:
+                self._mixer = self._start()
+            elif self._unseen:
+                self._mixer = self._mixer.copy()  # others may be using it
+            for chunk in self._unseen:
+                self._mixer.prime(chunk, len(chunk))
+            self._unseen = []
+            return self._mixer
+
+    def serves(self, start: int) -> bool:
+        """Whether everything is known that the chunk at `start` follows."""
+        return self.complete or start == self.end
+
+
+class RecentPrimers:
+    """The primers used last, of any files: their states are some megabytes each."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._primers: OrderedDict[Hashable, Primer] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def find(self, key: Hashable, make: Callable[[], Primer]) -> Primer:
+        """The primer of this key, made if it is not here any more."""
+        with self._lock:
+            primer = self._primers.get(key) or make()
+            self._primers[key] = primer
+            self._primers.move_to_end(key)
+            while len(self._primers) > self._most:
+                self._primers.popitem(last=False)
+            return primer
+
+
+recent_primers = RecentPrimers(16)

@@ -1,0 +1,575 @@
+// Context mixing along a token's path: what a model cannot know, learned while coding.
+//
+// At every node of the path (frequencies.hpp) some thirty predictions of the next bit, each in the
+// logistic domain, are added up with weights that are learned online (a gated linear mixture), and
+// the sum is refined by adaptive probability maps. Predictions come from
+//
+//   contexts  what followed in hashed contexts (preceding tokens, words, columns, fields of lines):
+//             a slot of bit histories for every three levels of the path
+//   runs      the token that followed last time in some of these contexts, and how often in a row
+//   matches   the token that followed the longest and the latest repetition
+//   model     the model's probability, where a model runs
+//
+// Everything is integer arithmetic that no compiler or machine may do differently: wrapping sums are
+// unsigned, shifts of negative numbers are arithmetic (C++20). All tables, and the adaptive state that
+// a lane starts from, are the coder profile's (lmfs/profile.py); FORMAT.md specifies the rest.
+//
+// Units: a *stretched* probability is ln(p / (1 - p)) in 1/128 nat, from -2047 to 2047; weights have
+// 13 fractional bits; probabilities 22, 16 where noted.
+
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+#include "frequencies.hpp"
+#include "range_coder.hpp"
+#include "vocabulary.hpp"
+
+namespace lmfs {
+
+namespace mixing {
+
+inline constexpr int kContexts = 12;
+inline constexpr int kRuns = 5;
+inline constexpr int kMatches = 2;
+inline constexpr int kInputs = 32;  // stretched and linear of each context, matches, runs, model
+inline constexpr int kFirstMatch = 2 * kContexts;
+inline constexpr int kFirstRun = kFirstMatch + kMatches;
+inline constexpr int kModelInput = kFirstRun + kRuns;
+static_assert(kModelInput + 1 == kInputs);
+
+inline constexpr int kSets = 3;
+inline constexpr int kLevelsOfSlot = 3;
+inline constexpr int kGroups = 4;  // slots of a path that are told apart
+inline constexpr int kMaxStretch = 2047;
+inline constexpr int kWeightBits = 13;
+inline constexpr int kKnots = 33;
+inline constexpr int kSlotBits = 17;
+inline constexpr int kRunBits = 14;
+inline constexpr int kMatchBits = 15;
+inline constexpr std::array<int, kMatches> kMinMatch{5, 2};
+// The contexts that have runs: one token, two, three, five; a field's column.
+inline constexpr std::array<int, kRuns> kRunContext{1, 2, 4, 8, 9};
+inline constexpr int kMapLimit = 255;
+
+// A probability of 22 bits and, below it, a count of 10: it moves by 1 / (count + 1.5).
+using Counter = std::uint32_t;
+
+// Learned before and shipped with the profile; every lane has its own copy and goes on learning.
+// Plain memory: the profile stores it as little-endian integers in this order.
+struct Adaptive {
+    Counter history[kContexts][kGroups][256];
+    Counter match[kMatches][16][8];
+    Counter run[kRuns][2][32];
+    std::int16_t by_match[2][16][4][2][kInputs];
+    std::int16_t by_order[2][6][8][4][kInputs];
+    std::int16_t by_level[16][13][2][kInputs];
+    std::int16_t final[2][16][4][4];  // the fourth of four is not used
+    std::uint16_t by_node[2048][kKnots];
+    std::uint16_t by_expected[16][2][16][kKnots];
+    std::uint16_t by_token[1024][kKnots];
+};
+
+// Never learned.
+struct Tables {
+    std::int16_t stretch[4096 + 2 * 4096];  // by p / 16; by p below 4096; by 65535 - p likewise
+    std::uint32_t squash[4096];             // 22 bits, by stretched + 2048
+    std::uint16_t reciprocal[1024];         // 65536 / (count + 1.5)
+    std::uint8_t next[2][256];              // bit history after a bit
+    std::uint8_t seen[256];                 // how much a history has seen: what is kept longest
+};
+
+}  // namespace mixing
+
+class MixerProfile {
+public:
+    static constexpr std::size_t kBytes = sizeof(mixing::Tables) + sizeof(mixing::Adaptive);
+
+    explicit MixerProfile(std::string_view bytes) {
+        if (bytes.size() != kBytes)
+            throw std::invalid_argument("mixer profile: expected " + std::to_string(kBytes) +
+                                        " bytes, got " + std::to_string(bytes.size()));
+        std::memcpy(&tables, bytes.data(), sizeof tables);
+        std::memcpy(&initial, bytes.data() + sizeof tables, sizeof initial);
+    }
+
+    mixing::Tables tables;
+    mixing::Adaptive initial;
+};
+
+// One lane: a chunk, after its primer. Copies are independent.
+class Mixer {
+public:
+    Mixer(std::shared_ptr<const MixerProfile> profile, std::shared_ptr<const Vocabulary> vocabulary)
+        : profile_(std::move(profile)),
+          vocabulary_(std::move(vocabulary)),
+          adaptive_(profile_->initial) {
+        forget();
+    }
+
+    // Back to an empty history, keeping what was learned of weights and maps.
+    void forget() {
+        slots_.assign(std::size_t{1} << mixing::kSlotBits, Slot{});
+        runs_.assign(std::size_t{mixing::kRuns} << mixing::kRunBits, Run{});
+        for (auto& places : places_) places.assign(std::size_t{1} << mixing::kMatchBits, 0);
+        text_.assign(1, '\n');
+        tokens_.assign(kBefore, 0);
+        matches_ = {};
+        line_ = 1;
+        line_above_ = 0;
+        fields_.assign(1, 1);
+        fields_above_.assign(1, 0);
+        word_ = word_before_ = field_ = first_field_ = 0;
+    }
+
+    // The next token, whose bits `decide(middle, p1)` gives; nullptr where no model runs.
+    template <typename Decide>
+    std::size_t token(const Cumulative* model, Decide&& decide);
+
+    // Takes these bytes for what stands before the chunk, cut into pieces and tokens as chunks are.
+    // Returns what coding them would have cost, in bits.
+    double prime(std::string_view bytes, std::size_t piece) {
+        double bits = 0.0;  // measurement only
+        for (std::size_t at = 0; at < bytes.size(); at += piece)
+            for (const std::size_t token : vocabulary_->tokenize(bytes.substr(at, piece))) {
+                double probability = 1.0;
+                this->token(nullptr, [&](std::size_t middle, std::uint32_t p1) {
+                    const bool bit = token >= middle;
+                    probability *= bit ? p1 : kProbabilityOne - p1;
+                    probability /= kProbabilityOne;
+                    return bit;
+                });
+                bits -= std::log2(probability);
+            }
+        return bits;
+    }
+
+    const mixing::Adaptive& adaptive() const { return adaptive_; }
+    const Vocabulary& vocabulary() const { return *vocabulary_; }
+
+private:
+    struct Slot {
+        std::uint8_t check = 0;
+        std::array<std::uint8_t, 7> history{};
+    };
+    struct Run {
+        std::uint8_t check = 0;
+        std::uint8_t count = 0;
+        std::uint16_t token = 0;
+    };
+    struct Match {
+        std::uint32_t at = 0;  // in tokens_; 0: none
+        std::uint32_t length = 0;
+        std::uint32_t misses = 0;
+    };
+
+    static constexpr std::size_t kBefore = 8;  // so that tokens_[size - 8] always exists
+    static constexpr std::uint32_t kLongest = 32;
+
+    static std::uint32_t hash(std::uint32_t a, std::uint32_t b) {
+        std::uint32_t h = a * 0x9E3779B1u ^ (b + 0x7F4A7C15u) * 0x85EBCA6Bu;
+        h ^= h >> 15;
+        h *= 0xC2B2AE35u;
+        return h ^ h >> 13;
+    }
+
+    static bool in_word(std::uint8_t byte) {
+        return (byte >= '0' && byte <= '9') || (byte >= 'a' && byte <= 'z') ||
+               (byte >= 'A' && byte <= 'Z') || byte >= 128;
+    }
+
+    static int length_class(std::uint32_t length) {
+        if (length < 8) return static_cast<int>(length);
+        if (length < 16) return 8 + static_cast<int>(length - 8) / 4;
+        if (length < 32) return 10 + static_cast<int>(length - 16) / 8;
+        return length < 64 ? 12 : length < 128 ? 13 : length < 256 ? 14 : 15;
+    }
+
+    int stretch(std::uint32_t p16) const {
+        const auto& table = profile_->tables.stretch;
+        if (p16 < 4096) return table[4096 + p16];
+        if (p16 >= 65536 - 4096) return table[8192 + 65535 - p16];
+        return table[p16 >> 4];
+    }
+
+    std::uint32_t squash(int stretched) const {
+        return profile_->tables.squash[stretched + mixing::kMaxStretch + 1];
+    }
+
+    void count(mixing::Counter& counter, bool bit) const {
+        const std::uint32_t seen = counter & 1023;
+        const auto p = static_cast<std::int32_t>(counter >> 10);
+        const std::int32_t target = bit ? (1 << 22) - 1 : 0;
+        const auto moved = static_cast<std::int32_t>(
+            (std::int64_t{target - p} * profile_->tables.reciprocal[seen]) >> 16);
+        counter = static_cast<std::uint32_t>(p + moved) << 10 |
+                  std::min<std::uint32_t>(seen + 1, mixing::kMapLimit);
+    }
+
+    static std::uint32_t p16(mixing::Counter counter) { return counter >> 16; }
+
+    // Sum of products, wrapping.
+    static std::int32_t dot(const std::int16_t* weights, const std::int16_t* inputs) {
+#if defined(__SSE2__)
+        __m128i sum = _mm_setzero_si128();
+        for (int i = 0; i < mixing::kInputs; i += 8)
+            sum = _mm_add_epi32(
+                sum, _mm_madd_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(weights + i)),
+                                    _mm_loadu_si128(reinterpret_cast<const __m128i*>(inputs + i))));
+        sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4E));
+        sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xB1));
+        return _mm_cvtsi128_si32(sum);
+#else
+        std::uint32_t sum = 0;
+        for (int i = 0; i < mixing::kInputs; ++i)
+            sum += static_cast<std::uint32_t>(std::int32_t{weights[i]} * inputs[i]);
+        return static_cast<std::int32_t>(sum);
+#endif
+    }
+
+    // weights += inputs * error / 2^16, rounded, saturating; error in 1/2^15.
+    static void learn(std::int16_t* weights, const std::int16_t* inputs, std::int16_t error) {
+#if defined(__SSE2__)
+        const __m128i by = _mm_set1_epi16(error);
+        for (int i = 0; i < mixing::kInputs; i += 8) {
+            auto* at = reinterpret_cast<__m128i*>(weights + i);
+            const __m128i input = _mm_loadu_si128(reinterpret_cast<const __m128i*>(inputs + i));
+            const __m128i twice = _mm_mulhi_epi16(_mm_add_epi16(input, input), by);
+            const __m128i step = _mm_srai_epi16(_mm_add_epi16(twice, _mm_set1_epi16(1)), 1);
+            _mm_storeu_si128(at, _mm_adds_epi16(_mm_loadu_si128(at), step));
+        }
+#else
+        for (int i = 0; i < mixing::kInputs; ++i) {
+            const std::int32_t step = ((std::int32_t{inputs[i]} * 2 * error >> 16) + 1) >> 1;
+            weights[i] =
+                static_cast<std::int16_t>(std::clamp<std::int32_t>(weights[i] + step, -32768, 32767));
+        }
+#endif
+    }
+
+    // The slot of a context at a place of the path: found among three neighbours, or the least used
+    // of them emptied.
+    Slot& slot(std::uint32_t hashed) {
+        const auto check = static_cast<std::uint8_t>(std::max(hashed & 255u, 1u));
+        const std::size_t at = hashed >> (32 - mixing::kSlotBits);
+        Slot* best = nullptr;
+        for (const std::size_t other : {0, 1, 2}) {
+            Slot& candidate = slots_[at ^ other];
+            if (candidate.check == check) return candidate;
+            if (!best || seen(candidate) < seen(*best)) best = &candidate;
+        }
+        *best = Slot{check, {}};
+        return *best;
+    }
+
+    std::uint8_t seen(const Slot& slot) const { return profile_->tables.seen[slot.history[0]]; }
+
+    void hash_contexts();
+    void remember(std::size_t token);
+
+    std::uint32_t four_bytes(std::size_t at, std::size_t end) const {
+        std::uint32_t bytes = 0;
+        for (std::size_t i = 0; i < 4 && at + i < end; ++i)
+            bytes |= std::uint32_t{static_cast<std::uint8_t>(text_[at + i])} << (8 * i);
+        return bytes;
+    }
+
+    std::shared_ptr<const MixerProfile> profile_;
+    std::shared_ptr<const Vocabulary> vocabulary_;
+    mixing::Adaptive adaptive_;
+    std::vector<Slot> slots_;
+    std::vector<Run> runs_;
+    std::array<std::vector<std::uint32_t>, mixing::kMatches> places_;
+    std::string text_;
+    std::vector<std::uint16_t> tokens_;
+    std::array<Match, mixing::kMatches> matches_{};
+    std::array<std::uint32_t, mixing::kContexts> contexts_{};
+    std::size_t line_ = 0, line_above_ = 0;  // where they begin, in text_
+    std::vector<std::uint32_t> fields_, fields_above_;
+    std::uint32_t word_ = 0, word_before_ = 0, field_ = 0, first_field_ = 0;
+};
+
+inline void Mixer::hash_contexts() {
+    const std::size_t field = fields_.size() - 1;
+    const std::size_t offset = text_.size() - fields_.back();
+    // What stands above: at this place of the same field, and in the same column.
+    std::uint32_t in_field = 0;
+    if (field < fields_above_.size()) in_field = four_bytes(fields_above_[field] + offset, line_);
+    const std::uint32_t in_column = four_bytes(line_above_ + (text_.size() - line_), line_);
+    const std::uint16_t* last = tokens_.data() + tokens_.size();
+    const auto at = [last](int k) { return std::uint32_t{last[-k]} + 1; };
+    const auto number = static_cast<std::uint32_t>(field);
+
+    std::uint32_t h = 0;
+    contexts_[0] = 0;
+    for (int k = 1; k <= 4; ++k) contexts_[static_cast<std::size_t>(k)] = h = hash(h, at(k));
+    contexts_[5] = hash(hash(h, at(5)), at(6));
+    contexts_[6] = hash(at(2), at(3));
+    contexts_[7] = hash(word_, word_before_);
+    contexts_[8] = hash(in_field, at(1));
+    contexts_[9] = hash(in_field & 0xFFFFFF, hash(number, field_));
+    contexts_[10] = hash(hash(field_, number), first_field_);
+    contexts_[11] = hash(in_column, at(1));
+    for (std::uint32_t k = 0; k < mixing::kContexts; ++k)
+        contexts_[k] = hash(contexts_[k], 0x9E37 * (k + 1));
+}
+
+template <typename Decide>
+std::size_t Mixer::token(const Cumulative* model, Decide&& decide) {
+    using namespace mixing;
+    hash_contexts();
+
+    std::array<Run*, kRuns> runs;
+    std::array<bool, kRuns> run_holds;
+    for (std::size_t k = 0; k < kRuns; ++k) {
+        const std::uint32_t h = hash(contexts_[static_cast<std::size_t>(kRunContext[k])], 77);
+        Run& run = runs_[(k << kRunBits) + (h >> (32 - kRunBits))];
+        const auto check = static_cast<std::uint8_t>(h);
+        if (run.check != check) run = Run{check, 0, 0};
+        runs[k] = &run;
+        run_holds[k] = run.count > 0;
+    }
+    std::array<std::size_t, kMatches> expected{};
+    std::array<bool, kMatches> match_holds{};
+    std::array<int, kMatches> length{};
+    std::array<std::size_t, kMatches> misses{};
+    for (std::size_t k = 0; k < kMatches; ++k) {
+        match_holds[k] = matches_[k].at != 0;
+        if (match_holds[k]) expected[k] = tokens_[matches_[k].at];
+        length[k] = length_class(matches_[k].length);
+        misses[k] = std::min<std::uint32_t>(matches_[k].misses, 7);
+    }
+    if (matches_[0].at == matches_[1].at) match_holds[1] = false;
+
+    const std::size_t family = model != nullptr;
+    std::size_t low = 0, high = vocabulary_->size();
+    std::uint64_t at_low = 0, at_high = model ? (*model)[high] : 0;
+    std::array<Slot*, kContexts> slots;
+    std::size_t node = 1;     // of the path, the bits so far behind a 1
+    std::size_t in_slot = 1;  // likewise, within three levels
+    std::size_t order = 0;
+    alignas(16) std::int16_t inputs[kInputs];
+
+    for (int level = 0; high - low > 1; ++level) {
+        const std::size_t group = std::min<std::size_t>(level / kLevelsOfSlot, kGroups - 1);
+        if (level % kLevelsOfSlot == 0) {
+            in_slot = 1;
+            const auto place = static_cast<std::uint32_t>(node) * 0x2545F491u;
+            for (std::size_t i = 0; i < kContexts; ++i) slots[i] = &slot(hash(contexts_[i], place));
+            if (level == 0)
+                for (std::size_t i = 1; i <= 5; ++i)
+                    if (slots[i]->history[0] != 0) order = i;
+        }
+        const std::size_t middle = (low + high) / 2;
+
+        // Inputs.
+        std::array<Counter*, kContexts> maps;
+        int known = 0;
+        for (std::size_t i = 0; i < kContexts; ++i) {
+            const std::uint8_t history = slots[i]->history[in_slot - 1];
+            maps[i] = &adaptive_.history[i][group][history];
+            const std::uint32_t p = p16(*maps[i]);
+            inputs[i] = history ? static_cast<std::int16_t>(stretch(p)) : std::int16_t{0};
+            inputs[kContexts + i] =
+                history ? static_cast<std::int16_t>((static_cast<int>(p) - 32768) >> 7) : std::int16_t{0};
+            known += history != 0;
+        }
+        std::array<Counter*, kMatches> match_maps{};
+        for (std::size_t k = 0; k < kMatches; ++k) {
+            inputs[kFirstMatch + k] = 0;
+            if (!match_holds[k]) continue;
+            match_maps[k] = &adaptive_.match[k][length[k]][misses[k]];
+            const int s = stretch(p16(*match_maps[k]));
+            inputs[kFirstMatch + k] = static_cast<std::int16_t>(expected[k] >= middle ? s : -s);
+        }
+        std::array<Counter*, kRuns> run_maps{};
+        for (std::size_t k = 0; k < kRuns; ++k) {
+            inputs[kFirstRun + k] = 0;
+            if (!run_holds[k]) continue;
+            run_maps[k] = &adaptive_.run[k][level > 3][std::min<int>(runs[k]->count, 31)];
+            const int s = stretch(p16(*run_maps[k]));
+            inputs[kFirstRun + k] = static_cast<std::int16_t>(runs[k]->token >= middle ? s : -s);
+        }
+        std::uint64_t at_middle = 0;
+        int said = 0;
+        if (model) {
+            at_middle = (*model)[middle];
+            const std::uint64_t ratio =
+                ((at_high - at_middle) << kProbabilityBits) / (at_high - at_low);
+            said = stretch(static_cast<std::uint32_t>(
+                std::clamp<std::uint64_t>(ratio >> (kProbabilityBits - 16), 0, 65535)));
+        }
+        inputs[kModelInput] = static_cast<std::int16_t>(said);
+
+        // Mixture: three weight sets, then one of their results.
+        const std::size_t matched =
+            match_holds[0] ? std::min<std::size_t>(static_cast<std::size_t>(length[0]) + 1, 15) : 0;
+        const auto sure = static_cast<std::size_t>(std::min(std::abs(said) / 96, 7));
+        std::array<std::int16_t*, kSets> weights{
+            adaptive_.by_match[family][matched][group][match_holds[1]],
+            adaptive_.by_order[family][order][sure][group],
+            adaptive_.by_level[std::min(level, 15)][known][family],
+        };
+        std::array<int, kSets> mixed;
+        std::array<std::uint32_t, kSets> mixed_p;
+        std::int16_t* final =
+            adaptive_.final[family][std::min(level, 15)][2 * match_holds[0] + (order > 2)];
+        std::int32_t sum = 0;
+        for (std::size_t k = 0; k < kSets; ++k) {
+            mixed[k] = std::clamp(dot(weights[k], inputs) >> kWeightBits, -kMaxStretch, kMaxStretch);
+            mixed_p[k] = squash(mixed[k]);
+            sum += final[k] * mixed[k];
+        }
+        const int stretched = std::clamp(sum >> kWeightBits, -kMaxStretch, kMaxStretch);
+        const std::uint32_t p_mixed = squash(stretched);
+
+        // Refinement.
+        const int scaled = stretched + kMaxStretch + 1;
+        const int knot = scaled >> 7;
+        const int part = scaled & 127;
+        std::uint16_t* by_node = adaptive_.by_node[node & 2047];
+        std::uint16_t* by_context =
+            match_holds[0]
+                ? adaptive_.by_expected[matched][expected[0] >= middle][std::min(level, 15)]
+                : adaptive_.by_token[hash(tokens_.back(), static_cast<std::uint32_t>(node)) & 1023];
+        const auto interpolate = [&](const std::uint16_t* map) {
+            return static_cast<std::uint32_t>(map[knot] * (128 - part) + map[knot + 1] * part) >> 1;
+        };
+        const std::uint32_t p1 = std::clamp<std::uint32_t>(
+            (2 * p_mixed + interpolate(by_node) + interpolate(by_context)) >> 2, 1,
+            kProbabilityOne - 1);
+
+        const bool bit = decide(middle, p1);
+
+        // Learning.
+        const std::int32_t target = bit ? (1 << 22) - 1 : 0;
+        const auto error = [&](std::uint32_t p) {
+            return static_cast<std::int16_t>((target - static_cast<std::int32_t>(p)) >> 7);
+        };
+        for (std::size_t k = 0; k < kSets; ++k) learn(weights[k], inputs, error(mixed_p[k]));
+        const std::int32_t final_error = error(p_mixed);
+        for (std::size_t k = 0; k < kSets; ++k)
+            final[k] = static_cast<std::int16_t>(
+                std::clamp<std::int32_t>(final[k] + ((mixed[k] * final_error + (1 << 16)) >> 17), -32768, 32767));
+        for (std::uint16_t* map : {by_node, by_context}) {
+            std::uint16_t& nearest = map[knot + (part >= 64)];
+            nearest = static_cast<std::uint16_t>(nearest + ((bit ? 65535 - nearest : -nearest) >> 6));
+        }
+        for (std::size_t i = 0; i < kContexts; ++i) {
+            std::uint8_t& history = slots[i]->history[in_slot - 1];
+            if (history) count(*maps[i], bit);
+            history = profile_->tables.next[bit][history];
+        }
+        for (std::size_t k = 0; k < kMatches; ++k) {
+            if (!match_maps[k]) continue;
+            const bool right = (expected[k] >= middle) == bit;
+            count(*match_maps[k], right);
+            match_holds[k] = right;
+        }
+        for (std::size_t k = 0; k < kRuns; ++k) {
+            if (!run_maps[k]) continue;
+            const bool right = (runs[k]->token >= middle) == bit;
+            count(*run_maps[k], right);
+            run_holds[k] = right;
+        }
+
+        if (bit) {
+            low = middle;
+            at_low = at_middle;
+        } else {
+            high = middle;
+            at_high = at_middle;
+        }
+        node = node << 1 | bit;
+        in_slot = in_slot << 1 | bit;
+    }
+
+    for (Run* run : runs) {
+        if (run->count > 0 && run->token == low) {
+            run->count = static_cast<std::uint8_t>(std::min(run->count + 1, 255));
+        } else {
+            run->count = 1;
+            run->token = static_cast<std::uint16_t>(low);
+        }
+    }
+    remember(low);
+    return low;
+}
+
+inline void Mixer::remember(std::size_t token) {
+    using namespace mixing;
+    tokens_.push_back(static_cast<std::uint16_t>(token));
+    for (const char c : vocabulary_->spelling(token)) {
+        const auto byte = static_cast<std::uint8_t>(c);
+        text_.push_back(c);
+        const auto end = static_cast<std::uint32_t>(text_.size());
+        if (byte == '\n') {
+            line_above_ = std::exchange(line_, end);
+            fields_above_.swap(fields_);
+            fields_.assign(1, end);
+            field_ = first_field_ = 0;
+        } else if (in_word(byte)) {
+            field_ = hash(field_, byte);
+        } else {
+            if (fields_.size() == 1) first_field_ = field_;
+            fields_.push_back(end);
+            field_ = byte;
+        }
+        if (in_word(byte)) {
+            word_ = hash(word_, byte | 32u);
+        } else if (word_ != 0) {
+            word_before_ = std::exchange(word_, 0);
+        }
+    }
+
+    const auto end = static_cast<std::uint32_t>(tokens_.size());
+    for (std::size_t k = 0; k < kMatches; ++k) {
+        Match& match = matches_[k];
+        const auto needed = static_cast<std::uint32_t>(kMinMatch[k]);
+        std::uint32_t h = static_cast<std::uint32_t>(k);
+        for (std::uint32_t i = 1; i <= needed; ++i) h = hash(h, tokens_[end - i]);
+        std::uint32_t& place = places_[k][h >> (32 - kMatchBits)];
+        if (match.at != 0) {
+            if (tokens_[match.at] == token) {
+                ++match.length;
+                if (match.length >= 16) match.misses = 0;
+            } else {
+                match.length = 0;  // it may go on behind what differs
+                ++match.misses;
+            }
+            ++match.at;
+        }
+        if (match.length == 0) {
+            std::uint32_t common = 0;
+            if (place != 0)
+                while (common < kLongest && common + kBefore < place &&
+                       tokens_[place - 1 - common] == tokens_[end - 1 - common])
+                    ++common;
+            if (common >= needed || (common > 0 && match.at == 0)) {
+                match.at = place;
+                match.length = common;
+                match.misses = std::min<std::uint32_t>(match.misses, 3);
+            } else if (match.misses > 8) {
+                match = Match{};
+            }
+        }
+        place = end;
+    }
+}
+
+}  // namespace lmfs

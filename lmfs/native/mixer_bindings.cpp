@@ -1,0 +1,101 @@
+// lmfs.native._core: bindings of the mixer. No algorithm lives here.
+
+#include "mixer_bindings.hpp"
+
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string_view.h>
+#include <nanobind/stl/unique_ptr.h>
+
+#include <cmath>
+#include <mutex>
+#include <optional>
+
+#include "token_coder.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace lmfs {
+
+namespace {
+
+std::string_view view(const nb::bytes& bytes) {
+    return {static_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+nb::bytes adaptive_bytes(const Mixer& mixer) {
+    return nb::bytes(reinterpret_cast<const char*>(&mixer.adaptive()), sizeof(mixing::Adaptive));
+}
+
+}  // namespace
+
+Mixer SharedMixer::copy() const {
+    const std::lock_guard<std::mutex> lock(mutex);
+    return mixer;
+}
+
+void bind_mixer(nb::module_& module) {
+    nb::class_<MixerProfile>(module, "MixerProfile")
+        .def(nb::new_([](const nb::bytes& data) {
+                 return std::make_shared<MixerProfile>(view(data));
+             }),
+             "data"_a)
+        .def_ro_static("BYTES", &MixerProfile::kBytes);
+
+    nb::class_<SharedMixer>(module, "Mixer")
+        .def(
+            "__init__",
+            [](SharedMixer* self, std::shared_ptr<MixerProfile> profile,
+               std::shared_ptr<Vocabulary> vocabulary) {
+                new (self) SharedMixer(Mixer(std::move(profile), std::move(vocabulary)));
+            },
+            "profile"_a, "vocabulary"_a)
+        .def("copy",
+             [](const SharedMixer& self) {
+                 nb::gil_scoped_release unlocked;
+                 return std::make_unique<SharedMixer>(self.copy());
+             })
+        .def("forget",
+             [](SharedMixer& self) {
+                 nb::gil_scoped_release unlocked;
+                 const std::lock_guard<std::mutex> lock(self.mutex);
+                 self.mixer.forget();
+             })
+        .def(
+            "prime",
+            [](SharedMixer& self, const nb::bytes& data, std::size_t piece) {
+                if (piece == 0) throw std::invalid_argument("mixer: pieces of no bytes");
+                nb::gil_scoped_release unlocked;
+                const std::lock_guard<std::mutex> lock(self.mutex);
+                return self.mixer.prime(view(data), piece);
+            },
+            "data"_a, "piece"_a)
+        .def(
+            "encode",
+            [](SharedMixer& self, const nb::bytes& chunk) {
+                std::vector<std::uint8_t> blob;
+                {
+                    nb::gil_scoped_release unlocked;
+                    const std::lock_guard<std::mutex> lock(self.mutex);
+                    blob = encode_with(self.mixer, view(chunk));
+                }
+                return nb::bytes(blob.data(), blob.size());
+            },
+            "chunk"_a)
+        .def(
+            "decode",
+            [](SharedMixer& self, const nb::bytes& blob, std::size_t size) -> nb::object {
+                std::optional<std::string> chunk;
+                {
+                    nb::gil_scoped_release unlocked;
+                    const std::lock_guard<std::mutex> lock(self.mutex);
+                    chunk = decode_with(self.mixer, view(blob), size);
+                }
+                if (!chunk) return nb::none();
+                return nb::bytes(chunk->data(), chunk->size());
+            },
+            "blob"_a, "size"_a)
+        .def("adaptive", [](const SharedMixer& self) { return adaptive_bytes(self.copy()); });
+}
+
+}  // namespace lmfs
