@@ -19,12 +19,12 @@ from lmfs.native import Vocabulary
 from lmfs.tokenizer import Tokenizer
 
 WEIGHTS = {
-    "wiki.txt": 0.25,
-    "books.txt": 0.15,
-    "code.py.txt": 0.42,
+    "wiki.txt": 0.40,
+    "books.txt": 0.26,
+    "code.py.txt": 0.18,
     "logs.txt": 0.05,
-    "json.txt": 0.03,
-    "man.txt": 0.04,
+    "json.txt": 0.02,
+    "man.txt": 0.03,
     "pod.txt": 0.03,
     "debian-handbook.html": 0.01,
     "foldoc.txt": 0.02,

@@ -2,9 +2,9 @@
 
     python -m lmfs_tools.mixer WORK OUTPUT [--package X.lmm]
 
-WORK is what lmfs_tools.corpus prepared; OUTPUT becomes the data of a coder profile (lmfs/profile.py).
-The layout is that of `Tables` and `Adaptive` in lmfs/native/mixer.hpp. Floating point is used here
-freely: the profile stores what came out.
+WORK is what lmfs_tools.corpus prepared; OUTPUT becomes the data of a coder profile
+(lmfs/profile.py). The layout is that of `Tables` and `Adaptive` in lmfs/native/mixer.hpp. Floating
+point is used here freely: the profile stores what came out.
 """
 
 from __future__ import annotations
@@ -160,7 +160,8 @@ def samples(work: pathlib.Path, vocabulary: Vocabulary, count: int) -> list[list
         for name in WEIGHTS:
             tokens = np.load(work / "tokens" / f"{name}.npy", mmap_mode="r")
             start = (2 * k + 1) * len(tokens) // (2 * count)
-            run = vocabulary.spell(np.array(tokens[start : start + 4 * PIECE], np.uint16))[: 8 * PIECE]
+            some = np.array(tokens[start : start + 4 * PIECE], np.uint16)
+            run = vocabulary.spell(some)[: 8 * PIECE]
             result.append([run[i : i + PIECE] for i in range(0, len(run) - PIECE + 1, PIECE)])
     return result
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MIN_PREDICTED_BYTES = 256
 # What a mixer alone makes smaller than this lives on its own repetition: a model adds little there.
 MIN_MODEL_SHARE = 0.06
+# The model must make a chunk smaller by so much to be worth the time that reading it then takes.
+MIN_MODEL_GAIN = 0.03
 # Every chunk follows so much of its file's beginning: at 0.5 MB/s half a second for a cold reader.
 PRIMER_BYTES = 256 * 1024
 # Of text, at most this share is neither printable ASCII nor valid UTF-8 (old 8-bit texts pass).
@@ -104,7 +106,8 @@ class Chooser:
             offer(i, _MIX, mixer.encode(chunk))
             primer.feed(chunk, mixer)
         after = primer.mixer() if primed else None
-        for i, blob in zip(primed, self._mix.encode([chunks[i] for i in primed], after), strict=True):
+        mixed = self._mix.encode([chunks[i] for i in primed], after)
+        for i, blob in zip(primed, mixed, strict=True):
             offer(i, _MIX, blob)
         worth = [i for i in texts if len(best[i][1]) >= MIN_MODEL_SHARE * len(chunks[i])]
         for trial, afters in (
@@ -115,8 +118,10 @@ class Chooser:
                 continue
             blobs = self._lm.encode_after([chunks[i] for i in trial], afters)
             for i, lane in zip(trial, blobs, strict=True):
+                most = (1 - MIN_MODEL_GAIN) * len(best[i][1])
                 for number, blob in zip((_LM, _LM_PRIMED), lane, strict=False):
-                    offer(i, number, blob)
+                    if len(blob) <= most:
+                        offer(i, number, blob)
         return best
 
 

@@ -1,4 +1,4 @@
-"""A few threads for what holds no interpreter lock, started when first needed, never before a fork."""
+"""A few threads for work that holds no interpreter lock; started when first needed."""
 
 from __future__ import annotations
 

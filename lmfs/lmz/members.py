@@ -194,7 +194,7 @@ class Chunks:
         return [found[i] for i in indices]
 
     def _decode_in(self, number: int, indices: list[int]) -> dict[int, bytes | DamagedError]:
-        """These chunks of one member, ascending; and what they follow, where it is not yet known."""
+        """These chunks of one member, ascending, and those that they follow if not yet known."""
         member = self._members[number]
         header = member.header
         primer = recent_primers.find((self._key, number), lambda: self._decoder.primer(header))

@@ -23,16 +23,63 @@ class Vocabulary:
     def spell(self, tokens: NDArray[np.uint16]) -> bytes:
         """The bytes of these tokens; ValueError for one that is not in the vocabulary."""
 
+class MixerProfile:
+    """The constant part of a mixer: tables, and what its weights and maps start from.
+
+    data: BYTES bytes, laid out as FORMAT.md ("Mixer") says
+    raises: ValueError for another length
+    """
+
+    BYTES: int
+
+    def __init__(self, data: bytes) -> None: ...
+
+class Mixer:
+    """Predicts tokens from those before them, and learns while coding: one chunk's state.
+
+    Some 2 MB each; copies share nothing. Threads may use one, one after the other.
+    """
+
+    def __init__(self, profile: MixerProfile, vocabulary: Vocabulary) -> None: ...
+    def copy(self) -> Mixer: ...
+    def forget(self) -> None:
+        """Forget all text, keep what was learned of weights and maps. For training only."""
+
+    def prime(self, data: bytes, piece: int) -> float:
+        """Go on behind these bytes, cut into pieces of `piece` bytes that are tokenized alone.
+
+        Returns what coding them would have cost, in bits (measurement only).
+        """
+
+    def encode(self, chunk: bytes) -> bytes:
+        """The blob of a `mix` chunk that follows what was seen; it has then been seen, too."""
+
+    def decode(self, blob: bytes, size: int) -> bytes | None:
+        """The chunk of `size` bytes, None where `blob` is not one that `encode` writes.
+
+        The chunk has then been seen; after None the mixer is of no use.
+        """
+
+    def adaptive(self) -> bytes:
+        """What was learned of weights and maps, as in a MixerProfile's data."""
+
 class TokenEncoder:
     """Codes one chunk.
 
+    mixer: refines the model's probabilities; it is copied
     table: uint32 (n,), n at most 65,536: the frequency of a token by its logit's distance below
         the step's largest; never rising, at most 2^24, at least 1; the last entry serves any
         larger distance
     raises: ValueError where it is not so
     """
 
-    def __init__(self, vocabulary: Vocabulary, table: NDArray[np.uint32]) -> None: ...
+    def __init__(
+        self, vocabulary: Vocabulary, table: NDArray[np.uint32], mixer: Mixer | None = None
+    ) -> None: ...
+    @property
+    def mixer(self) -> Mixer | None:
+        """A copy of the mixer as it now is."""
+
     def push(self, logits: NDArray[np.int16], tokens: NDArray[np.uint16]) -> None:
         """Code tokens (time,) under logits (time, vocab), whose rows must be contiguous.
 
@@ -50,6 +97,7 @@ class TokenDecoder:
     """Decodes many chunks, one a lane, in lockstep.
 
     blobs, sizes: one a lane; sizes are the chunks' in bytes
+    mixers: one a lane, copied; None where the model's probabilities are not mixed
     """
 
     def __init__(
@@ -58,6 +106,7 @@ class TokenDecoder:
         table: NDArray[np.uint32],
         blobs: Sequence[bytes],
         sizes: Sequence[int],
+        mixers: Sequence[Mixer] | None = None,
     ) -> None: ...
     @property
     def active(self) -> NDArray[np.int64]:
@@ -75,10 +124,3 @@ class TokenDecoder:
 
         Meant for when no lane is active; before, a chunk is what there is of it.
         """
-
-def decode_varints(data: bytes) -> NDArray[np.uint64]:
-    """All varints of `data`, which must end with one.
-
-    Seven bits a byte, the lowest first; the top bit says that another byte follows.
-    raises: ValueError for one that is cut off, or longer than ten bytes or 64 bits
-    """
