@@ -106,10 +106,29 @@ public:
                                         " bytes, got " + std::to_string(bytes.size()));
         std::memcpy(&tables, bytes.data(), sizeof tables);
         std::memcpy(&initial, bytes.data() + sizeof tables, sizeof initial);
+        check();
     }
 
     mixing::Tables tables;
     mixing::Adaptive initial;
+
+private:
+    // What the loops rely on instead of looking.
+    void check() const {
+        for (const auto& context : initial.history)
+            for (const auto& group : context)
+                if (group[0] >> 16 != 32768)
+                    throw std::invalid_argument("mixer profile: history 0 says something");
+        if (tables.stretch[2048] != 0)
+            throw std::invalid_argument("mixer profile: one half is not stretched to 0");
+        const auto [least, most] = std::minmax_element(std::begin(tables.stretch),
+                                                       std::end(tables.stretch));
+        if (*least < -mixing::kMaxStretch || *most > mixing::kMaxStretch)
+            throw std::invalid_argument("mixer profile: a stretched probability is too large");
+        for (const std::uint32_t p : tables.squash)
+            if (p >= kProbabilityOne)
+                throw std::invalid_argument("mixer profile: a probability is too large");
+    }
 };
 
 // One lane: a chunk, after its primer. Copies are independent.
@@ -244,6 +263,8 @@ private:
 
     // weights += inputs * error / 2^16, rounded, saturating; error in 1/2^15.
     static void learn(std::int16_t* weights, const std::int16_t* inputs, std::int16_t error) {
+        // Every step would be rounded to 0: 2 * 2047 * 16 < 2^16.
+        if (error >= -16 && error <= 16) return;
 #if defined(__SSE2__)
         const __m128i by = _mm_set1_epi16(error);
         for (int i = 0; i < mixing::kInputs; i += 8) {
@@ -259,6 +280,14 @@ private:
             weights[i] =
                 static_cast<std::int16_t>(std::clamp<std::int32_t>(weights[i] + step, -32768, 32767));
         }
+#endif
+    }
+
+    static void prefetch(const void* address) {
+#if defined(__GNUC__)
+        __builtin_prefetch(address, 1);
+#else
+        static_cast<void>(address);
 #endif
     }
 
@@ -370,7 +399,12 @@ std::size_t Mixer::token(const Cumulative* model, Decide&& decide) {
         if (level % kLevelsOfSlot == 0) {
             in_slot = 1;
             const auto place = static_cast<std::uint32_t>(node) * 0x2545F491u;
-            for (std::size_t i = 0; i < kContexts; ++i) slots[i] = &slot(hash(contexts_[i], place));
+            std::array<std::uint32_t, kContexts> hashes;
+            for (std::size_t i = 0; i < kContexts; ++i) {
+                hashes[i] = hash(contexts_[i], place);
+                prefetch(&slots_[hashes[i] >> (32 - kSlotBits)]);
+            }
+            for (std::size_t i = 0; i < kContexts; ++i) slots[i] = &slot(hashes[i]);
             if (level == 0)
                 for (std::size_t i = 1; i <= 5; ++i)
                     if (slots[i]->history[0] != 0) order = i;
@@ -382,11 +416,11 @@ std::size_t Mixer::token(const Cumulative* model, Decide&& decide) {
         int known = 0;
         for (std::size_t i = 0; i < kContexts; ++i) {
             const std::uint8_t history = slots[i]->history[in_slot - 1];
-            maps[i] = &adaptive_.history[i][group][history];
-            const std::uint32_t p = p16(*maps[i]);
-            inputs[i] = history ? static_cast<std::int16_t>(stretch(p)) : std::int16_t{0};
-            inputs[kContexts + i] =
-                history ? static_cast<std::int16_t>((static_cast<int>(p) - 32768) >> 7) : std::int16_t{0};
+            Counter& map = adaptive_.history[i][group][history];
+            maps[i] = history ? &map : nullptr;
+            const std::uint32_t p = p16(map);  // of history 0 it is 1/2, which says 0 twice
+            inputs[i] = static_cast<std::int16_t>(stretch(p));
+            inputs[kContexts + i] = static_cast<std::int16_t>((static_cast<int>(p) - 32768) >> 7);
             known += history != 0;
         }
         std::array<Counter*, kMatches> match_maps{};
@@ -471,8 +505,8 @@ std::size_t Mixer::token(const Cumulative* model, Decide&& decide) {
             nearest = static_cast<std::uint16_t>(nearest + ((bit ? 65535 - nearest : -nearest) >> 6));
         }
         for (std::size_t i = 0; i < kContexts; ++i) {
+            if (maps[i]) count(*maps[i], bit);
             std::uint8_t& history = slots[i]->history[in_slot - 1];
-            if (history) count(*maps[i], bit);
             history = profile_->tables.next[bit][history];
         }
         for (std::size_t k = 0; k < kMatches; ++k) {
