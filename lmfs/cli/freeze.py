@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..codecs.choose import Chooser
+from ..codecs.choose import DEFAULT_LEVEL, LEVELS, Chooser
 from ..container import DEFAULT_CHUNK_SIZE
 from ..models import registry
 from ..store.freeze import Outcome, freeze
@@ -23,6 +23,15 @@ def command(
     model: Annotated[
         bool, typer.Option(help="Use the language model; without it zstd does what it can.")
     ] = True,
+    level: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=9,
+            help="1 and 2: zstd only. 3 and 4: prediction without the model, for logs. 5 to 9: "
+            "with the model, where it saves 15 %, 3 %, 1 %, or anything at all.",
+        ),
+    ] = DEFAULT_LEVEL,
     chunk_size: Annotated[
         int, typer.Option(help="Bytes a chunk: smaller reads faster, larger packs better.")
     ] = DEFAULT_CHUNK_SIZE,
@@ -35,8 +44,8 @@ def command(
     disk and found equal. Left alone are files that are open, that have several hard links, that
     are sparse, and those that would not become smaller.
     """
-    package = registry.shipped() if model else None
-    chooser = Chooser(package)
+    package = registry.shipped() if model and LEVELS[level].mixer else None
+    chooser = Chooser(package, level)
 
     def job(marks: Marks, path: str, progress: Callable[[int], None]) -> Outcome:
         return freeze(marks, path, chooser, model=package, chunk_size=chunk_size, progress=progress)

@@ -60,7 +60,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     add("-q", "--quiet", action="count", default=0, help="no warnings; twice: no errors either")
     add("-v", "--verbose", action="store_true", help="say what was done")
     for level in range(1, 10):
-        text = "to -9: accepted, but this version has one level"
+        text = "to -9: quicker or smaller; -1 and -2 zstd, to -4 no model, 6 the default"
         add(
             f"-{level}",
             dest="level",
@@ -213,10 +213,11 @@ class _Filter:
         return content.digest()
 
     def _choose(self) -> Chooser:
-        from lmfs.codecs.choose import Chooser, default_chooser
+        from lmfs.codecs.choose import DEFAULT_LEVEL, Chooser, default_chooser
 
         if self._chooser is None:
-            self._chooser = Chooser() if self._options.no_model else default_chooser()
+            level = self._options.level or DEFAULT_LEVEL
+            self._chooser = Chooser() if self._options.no_model else default_chooser(level)
         return self._chooser
 
     def _replace(self, path: Path) -> None:

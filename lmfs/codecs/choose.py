@@ -7,6 +7,7 @@ A Chooser may be shared by threads.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lmfs.codecs.primer import Primer
@@ -22,12 +23,6 @@ if TYPE_CHECKING:
 
 # Below this predictions save fewer bytes than declaring them costs.
 MIN_PREDICTED_BYTES = 256
-# What a mixer alone makes smaller than this lives on its own repetition: a model adds little there.
-MIN_MODEL_SHARE = 0.06
-# The model must make a chunk smaller by so much to be worth the time that reading it then takes.
-MIN_MODEL_GAIN = 0.03
-# Every chunk follows so much of its file's beginning: at 0.5 MB/s half a second for a cold reader.
-PRIMER_BYTES = 256 * 1024
 # Of text, at most this share is neither printable ASCII nor valid UTF-8 (old 8-bit texts pass).
 MAX_STRANGE = 0.10
 
@@ -36,33 +31,70 @@ _RAW, _ZSTD, _MIX, _LM, _LM_PRIMED = range(5)  # in `codings`
 _TEXT = bytes([9, 10, 12, 13, 27, *range(32, 127), *range(128, 256)])
 
 
+@dataclass(frozen=True)
+class Level:
+    """What is tried for a chunk."""
+
+    zstd: int  # zstd's own level
+    primer_bytes: int = 0  # every chunk follows so much of its file's beginning
+    mixer: bool = False
+    model: bool = False
+    # Of what the mixer alone makes smaller than this share, the model is not tried: such chunks
+    # live on their own repetition.
+    model_from: float = 0.0
+    # The model must make a chunk smaller by so much to be worth the time that reading it takes.
+    model_gain: float = 0.0
+
+
+LEVELS = {
+    1: Level(3),
+    2: Level(19),
+    3: Level(19, 64 << 10, mixer=True),
+    4: Level(19, 256 << 10, mixer=True),
+    5: Level(19, 256 << 10, mixer=True, model=True, model_from=0.12, model_gain=0.15),
+    6: Level(19, 256 << 10, mixer=True, model=True, model_from=0.06, model_gain=0.03),
+    7: Level(19, 256 << 10, mixer=True, model=True, model_from=0.03, model_gain=0.01),
+    8: Level(19, 512 << 10, mixer=True, model=True),
+    9: Level(22, 1024 << 10, mixer=True, model=True),
+}
+DEFAULT_LEVEL = 6
+
+
 class Chooser:
     """Codes batches of chunks, each with the codec that makes it smallest."""
 
     def __init__(
         self,
         model: ModelPackage | None = None,
+        level: int = DEFAULT_LEVEL,
         *,
-        zstd_level: int = 19,
-        primer_bytes: int = PRIMER_BYTES,
+        zstd_level: int | None = None,
+        primer_bytes: int | None = None,
     ) -> None:
-        self.codings: list[Coding] = [Coding(CodecId.RAW), Coding(CodecId.ZSTD)]
-        self._zstd = ZstdCodec(zstd_level)
-        self._primer_bytes = primer_bytes
+        """
+        model: None: raw and zstd only
+        level: a key of LEVELS
+        zstd_level, primer_bytes: instead of the level's
+        """
+        self._level = LEVELS[level]
+        self._zstd = ZstdCodec(self._level.zstd if zstd_level is None else zstd_level)
+        self._primer_bytes = self._level.primer_bytes if primer_bytes is None else primer_bytes
         self._mix: MixCodec | None = None
         self._lm: LmCodec | None = None
-        if model is not None:
-            from lmfs.codecs.lm import LmCodec
+        self.codings: list[Coding] = [Coding(CodecId.RAW), Coding(CodecId.ZSTD)]
+        if model is not None and self._level.mixer:
             from lmfs.codecs.mix import MixCodec
             from lmfs.profile import profile_2
 
             profile = profile_2()
-            self._mix, self._lm = MixCodec(model, profile), LmCodec(model, profile)
-            self.codings += [
-                Coding(CodecId.MIX, model.id, profile.id, primer_bytes),
-                Coding(CodecId.LM, model.id, profile.id),
-                Coding(CodecId.LM, model.id, profile.id, primer_bytes),
-            ]
+            self._mix = MixCodec(model, profile)
+            self.codings.append(Coding(CodecId.MIX, model.id, profile.id, self._primer_bytes))
+            if self._level.model:
+                from lmfs.codecs.lm import LmCodec
+
+                self._lm = LmCodec(model, profile)
+                self.codings.append(Coding(CodecId.LM, model.id, profile.id))
+                self.codings.append(Coding(CodecId.LM, model.id, profile.id, self._primer_bytes))
 
     def primer(self) -> Primer:
         """What the chunks of a new member follow, for `choose`."""
@@ -87,7 +119,7 @@ class Chooser:
         zstd = in_parallel(lambda chunk: self._zstd.encode([chunk])[0], chunks)
         for i, blob in enumerate(zstd):
             offer(i, _ZSTD, blob)
-        if self._mix is None or self._lm is None:
+        if self._mix is None:
             return best
         texts = [
             i
@@ -109,7 +141,9 @@ class Chooser:
         mixed = self._mix.encode([chunks[i] for i in primed], after)
         for i, blob in zip(primed, mixed, strict=True):
             offer(i, _MIX, blob)
-        worth = [i for i in texts if len(best[i][1]) >= MIN_MODEL_SHARE * len(chunks[i])]
+        if self._lm is None:
+            return best
+        worth = [i for i in texts if len(best[i][1]) >= self._level.model_from * len(chunks[i])]
         for trial, afters in (
             ([i for i in worth if i not in primed], [None]),
             ([i for i in worth if i in primed], [None, after]),
@@ -118,7 +152,7 @@ class Chooser:
                 continue
             blobs = self._lm.encode_after([chunks[i] for i in trial], afters)
             for i, lane in zip(trial, blobs, strict=True):
-                most = (1 - MIN_MODEL_GAIN) * len(best[i][1])
+                most = (1 - self._level.model_gain) * len(best[i][1])
                 for number, blob in zip((_LM, _LM_PRIMED), lane, strict=False):
                     if len(blob) <= most:
                         offer(i, number, blob)
@@ -135,11 +169,13 @@ def looks_like_text(chunk: bytes) -> bool:
     return strange <= MAX_STRANGE * len(chunk)
 
 
-def default_chooser() -> Chooser:
-    """All codecs, with the model that lmfs ships.
+def default_chooser(level: int = DEFAULT_LEVEL) -> Chooser:
+    """All codecs of a level, with the model that lmfs ships where the level has use for it.
 
     raises: ModelError if that model is not what it should be
     """
+    if not LEVELS[level].mixer:
+        return Chooser(None, level)
     from lmfs.models import registry
 
-    return Chooser(registry.shipped())
+    return Chooser(registry.shipped(), level)

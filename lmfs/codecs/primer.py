@@ -9,8 +9,10 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING
 
-from lmfs.native import Mixer
+if TYPE_CHECKING:
+    from lmfs.native import Mixer
 
 
 class Primer:

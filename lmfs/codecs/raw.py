@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from lmfs.errors import DamagedError
-from lmfs.native import Mixer
+
+if TYPE_CHECKING:
+    from lmfs.native import Mixer
 
 
 class RawCodec:

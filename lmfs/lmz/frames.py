@@ -9,15 +9,17 @@ import dataclasses
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from lmfs.codecs import open_codec
-from lmfs.codecs.mix import MixCodec
 from lmfs.codecs.primer import Primer
 from lmfs.container import CodecId, Coding, Header, checksum
 from lmfs.errors import DamagedError
-from lmfs.native import Mixer
 from lmfs.types import Codec
+
+if TYPE_CHECKING:
+    from lmfs.codecs.mix import MixCodec
+    from lmfs.native import Mixer
 
 # A batch is bounded by both: lanes that decode in lockstep, and memory.
 BATCH_CHUNKS = 64
@@ -50,9 +52,7 @@ class FrameDecoder:
         def start() -> Mixer:
             coding = next(coding for coding in header.codings if coding.primer_bytes)
             # The vocabulary and the profile are all that counts, and with a model the same.
-            codec = self._codec(dataclasses.replace(coding, codec=CodecId.MIX))
-            assert isinstance(codec, MixCodec)
-            return codec.start()
+            return self._mix_codec(dataclasses.replace(coding, codec=CodecId.MIX)).start()
 
         return Primer(header.primer_bytes, start)
 
@@ -85,9 +85,8 @@ class FrameDecoder:
         mixer = None
         try:
             if frame.coding.codec is CodecId.MIX:
-                codec = self._codec(frame.coding)
-                assert isinstance(codec, MixCodec)
                 mixer = primer.mixer().copy()
+                codec = self._mix_codec(frame.coding)
                 decoded: bytes | DamagedError = codec.go_on(mixer, frame.blob, frame.size)
             else:
                 decoded = self.decode_unchecked([frame], primer)[0]
@@ -121,6 +120,9 @@ class FrameDecoder:
             if coding not in self._codecs:
                 self._codecs[coding] = open_codec(coding, self._model_search)
             return self._codecs[coding]
+
+    def _mix_codec(self, coding: Coding) -> MixCodec:
+        return cast("MixCodec", self._codec(coding))
 
     def _decode_lanes(
         self,
