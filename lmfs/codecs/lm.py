@@ -54,7 +54,7 @@ class LmCodec:
         return self._tokenizer
 
     @property
-    def _start(self) -> Mixer | None:
+    def mixer(self) -> Mixer | None:
         """A mixer that has seen nothing, if the profile has one."""
         if self._mixer is None and self.profile.mixer is not None:
             self._mixer = Mixer(self.profile.mixer, self.tokenizer.vocabulary)
@@ -81,7 +81,7 @@ class LmCodec:
         vocabulary, table = self.tokenizer.vocabulary, self.profile.table
         rows = [vocabulary.tokenize(chunk) for chunk in chunks]
         encoders = [
-            [TokenEncoder(vocabulary, table, after or self._start) for after in afters]
+            [TokenEncoder(vocabulary, table, after or self.mixer) for after in afters]
             for _ in chunks
         ]
         lanes = np.arange(len(rows))
@@ -138,7 +138,7 @@ class LmCodec:
     def _decode_lanes(
         self, blobs: Sequence[bytes], sizes: Sequence[int], after: Mixer | None
     ) -> list[bytes | None]:
-        start = after or self._start
+        start = after or self.mixer
         mixers = None if start is None else [start] * len(blobs)
         decoder = TokenDecoder(self.tokenizer.vocabulary, self.profile.table, blobs, sizes, mixers)
         engine = engine_for(self.package)

@@ -1,18 +1,18 @@
-"""Bits per byte of files: the model alone, lmfs as it stores them, and the usual suspects.
+"""Bits per byte of files: lmfs as it stores them, its model alone, and the usual suspects.
 
-    python -m lmfs_tools.bench.ratio [--bytes N] [--chunk N] [--json OUT] FILE...
+    python -m lmfs_tools.bench.ratio [--json OUT] [--bytes N] FILE...
 
-Owns: the ratio table of README. "model" codes every chunk with the lm codec, "lmfs" is a
-whole .lmz: the best codec for each chunk, container and index included. Both count coded
-bytes, not estimates; "coder" is how far the coded bytes of a few chunks are above their
-own code length (the sum of -log2 p). zstd19@ works on the same chunks, xz and zpaq on the
-whole. The model shipped with lmfs is not in these figures; the last line says what it adds.
+Owns: the ratio table of README. "lmfs" is a whole .lmz at the default level and chunk size,
+"-9 64K" one at the strongest level with chunks of 64 KiB: container and index included. zstd19@
+works on chunks like the former's, xz and zpaq on the whole. "model" is the model alone, no mixer
+and no primer, over the first MB. All are coded bytes, not estimates; "coder" is how far the coded
+bytes of a few chunks are above their own code length (the sum of -log2 p). The model shipped with
+lmfs is not in these figures; the last line says what it adds.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import lzma
 import pathlib
@@ -26,42 +26,25 @@ from rich.progress import track
 from rich.table import Table
 
 import lmfs
-from lmfs.codecs.choose import Chooser
+from lmfs.codecs.choose import DEFAULT_LEVEL, Chooser
 from lmfs.codecs.lm import LmCodec
-from lmfs.container import CodecId
+from lmfs.container import DEFAULT_CHUNK_SIZE
 from lmfs.models import registry
 from lmfs.models.package import ModelPackage
 
 CODER_SAMPLE_CHUNKS = 4
-COLUMNS = ("model", "lmfs", "zstd19@", "xz9e", "zpaq5")
+MODEL_BYTES = 1_000_000
+COLUMNS = ("lmfs", "-9 64K", "zstd19@", "xz9e", "zpaq5", "model")
 
 
 def chunks_of(data: bytes, size: int) -> list[bytes]:
     return [data[at : at + size] for at in range(0, len(data), size)]
 
 
-def as_stored(data: bytes, chunk_size: int, codec: LmCodec) -> tuple[int, int]:
-    """Bytes of the whole .lmz, and of all chunks as the model alone codes them."""
-    container = lmfs.compress(data, chunk_size=chunk_size, chooser=Chooser(codec.package))
-    with lmfs.LmzReader(io.BytesIO(container), model_search=[codec.package.path]) as reader:
-        (member,) = reader.members
-    with_model = [coding.codec is CodecId.LM for coding in member.codings]
-    alone, others = 0, []
-    layout = member.layout
-    for chunk, coding, size in zip(
-        chunks_of(data, chunk_size), layout.codings, layout.coded_sizes, strict=True
-    ):
-        if with_model[coding]:
-            alone += int(size)
-        else:
-            others.append(chunk)
-    return len(container), alone + sum(map(len, codec.encode(others)))
-
-
 def coder_overhead(chunks: list[bytes], codec: LmCodec) -> tuple[int, float]:
     """Coded bytes of a few chunks, and the bits that their probabilities ask for."""
     sample = chunks[:CODER_SAMPLE_CHUNKS]
-    ideal = sum(encoder.ideal_bits for encoder in codec.encoders(sample))
+    ideal = sum(encoder.ideal_bits for (encoder,) in codec.encoders(sample))
     return sum(map(len, codec.encode(sample))), ideal
 
 
@@ -77,26 +60,29 @@ def zpaq(data: bytes) -> int | None:
         return archive.stat().st_size
 
 
-def measure(path: pathlib.Path, limit: int, chunk_size: int, codec: LmCodec) -> dict[str, object]:
+def measure(path: pathlib.Path, limit: int | None, package: ModelPackage) -> dict[str, object]:
     """One file: bits per byte of each column, and the coder's overhead."""
     with path.open("rb") as file:
         data = file.read(limit)
-    chunks = chunks_of(data, chunk_size)
-    stored, alone = as_stored(data, chunk_size, codec)
-    coded, ideal = coder_overhead(chunks, codec)
+    chunks = chunks_of(data, DEFAULT_CHUNK_SIZE)
     zstd = zstandard.ZstdCompressor(level=19).compress
     sizes = {
-        "model": alone,
-        "lmfs": stored,
+        "lmfs": len(lmfs.compress(data, chooser=Chooser(package))),
+        "-9 64K": len(lmfs.compress(data, chunk_size=64 << 10, chooser=Chooser(package, 9))),
         "zstd19@": sum(len(zstd(chunk)) for chunk in chunks),
         "xz9e": len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)),
         "zpaq5": zpaq(data),
     }
     figures = {name: size and round(size * 8 / len(data), 4) for name, size in sizes.items()}
+    codec = LmCodec(package)
+    first = data[:MODEL_BYTES]
+    alone = sum(map(len, codec.encode(chunks_of(first, DEFAULT_CHUNK_SIZE))))
+    coded, ideal = coder_overhead(chunks, codec)
     return {
         "file": path.name,
         "bytes": len(data),
         **figures,
+        "model": round(alone * 8 / len(first), 4),
         "coder_percent": round((coded * 8 / ideal - 1) * 100, 4),
     }
 
@@ -104,27 +90,25 @@ def measure(path: pathlib.Path, limit: int, chunk_size: int, codec: LmCodec) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("files", nargs="+", type=pathlib.Path)
-    parser.add_argument("--bytes", type=int, default=1_000_000, help="of each file, from its start")
-    parser.add_argument("--chunk", type=int, default=16384)
+    parser.add_argument("--bytes", type=int, help="of each file, from its start; default: all")
     parser.add_argument("--model", type=pathlib.Path, help="a package; default: the shipped one")
     parser.add_argument("--json", type=pathlib.Path)
     args = parser.parse_args()
     console = Console()
     package = ModelPackage.load(args.model) if args.model else registry.shipped()
-    codec = LmCodec(package)
     rows = []
     for path in track(args.files, description="Measuring", console=console):
-        rows.append(measure(path, args.bytes, args.chunk, codec))
+        rows.append(measure(path, args.bytes, package))
         if args.json:
             result = {
                 "model": package.id.hex(),
                 "model_bytes": package.size_bytes,
-                "first_bytes": args.bytes,
-                "chunk_bytes": args.chunk,
+                "level": DEFAULT_LEVEL,
+                "chunk_bytes": DEFAULT_CHUNK_SIZE,
                 "rows": rows,
             }
             args.json.write_text(json.dumps(result, indent=1) + "\n")
-    table = Table(title=f"bits per byte, first {args.bytes:,} bytes, {args.chunk >> 10} KiB chunks")
+    table = Table(title="bits per byte")
     for column in ("file", "bytes", *COLUMNS, "coder %"):
         table.add_column(column, justify="left" if column == "file" else "right")
     for row in rows:

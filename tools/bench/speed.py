@@ -30,6 +30,7 @@ from lmfs.codecs.lm import LmCodec, engine_for
 from lmfs.lmz import ChunkCache, LmzReader, LmzWriter
 from lmfs.models import registry
 from lmfs.native import TokenDecoder
+from lmfs.profile import profile_2
 
 RANDOM_READS, READ_BYTES = 15, 4096
 PROFILE_LANES = (1, 16, 64)
@@ -93,7 +94,9 @@ def profile(codec: LmCodec, data: bytes, lanes: int) -> dict[str, float]:
     chunk = data[:2048]
     blobs = codec.encode([chunk]) * lanes
     vocabulary = codec.tokenizer.vocabulary
-    decoder = TokenDecoder(vocabulary, codec.profile.table, blobs, [len(chunk)] * lanes)
+    mixers = [codec.mixer] * lanes
+    sizes = [len(chunk)] * lanes
+    decoder = TokenDecoder(vocabulary, codec.profile.table, blobs, sizes, mixers)
     engine = engine_for(codec.package)
     state = engine.start(lanes)
     tokens = np.full(lanes, codec.package.start_token, np.int64)
@@ -118,7 +121,7 @@ def main() -> None:
     parser.add_argument("--json", type=pathlib.Path)
     args = parser.parse_args()
     console = Console()
-    codec = LmCodec(registry.shipped())
+    codec = LmCodec(registry.shipped(), profile_2())
     engine_for(codec.package)
     codec.decode(codec.encode([b"warm up"]), [7])
     with tempfile.TemporaryDirectory(prefix="lmfs-bench-") as folder:
