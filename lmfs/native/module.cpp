@@ -1,4 +1,4 @@
-// lmfs.native._core: the bindings. No algorithm lives here.
+// lmfs.native._core: the bindings, but for the engine's. No algorithm lives here.
 //
 // Loops run without the interpreter's lock. A Vocabulary never changes and may be shared; the
 // coders keep state, so each has its own lock and two threads on one object wait for each other.
@@ -12,6 +12,7 @@
 #include <mutex>
 #include <utility>
 
+#include "engine_bindings.hpp"
 #include "token_coder.hpp"
 #include "varint.hpp"
 
@@ -230,4 +231,6 @@ NB_MODULE(_core, module) {
             return to_numpy(std::move(values));
         },
         "data"_a);
+
+    lmfs::bind_engine(module);
 }
