@@ -1,14 +1,13 @@
-"""Every engine and lowering gives the same integers, whatever lanes and threads."""
+"""Every lowering gives the same integers, whatever lanes and threads."""
 
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
+from lmfs import engines
 from lmfs.engines.ort import CPU, OrtEngine
 from lmfs.errors import ModelError
 from lmfs.models import registry
@@ -28,7 +27,8 @@ def engine(package: ModelPackage, lowering: str, threads: int = 2) -> OrtEngine:
 
 
 def walk(package: ModelPackage, lowering: str, tokens: np.ndarray, threads: int = 2) -> np.ndarray:
-    return engine(package, lowering, threads).walk(tokens, stepwise=lowering.startswith("step"))
+    stepwise = lowering.startswith("step")
+    return engines.walk(engine(package, lowering, threads), tokens, stepwise=stepwise)
 
 
 def random_tokens(package: ModelPackage, lanes: int, steps: int, seed: int = 7) -> np.ndarray:
@@ -98,20 +98,3 @@ def test_a_model_that_is_not_exact_is_refused(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(ModelPackage, "graph", lambda self, name: graph)
     with pytest.raises(ModelError, match="not exact everywhere"):
         engine(tiny, "step-float32").start(1)
-
-
-def test_without_an_engine_the_model_is_refused_and_the_rest_works():
-    code = (
-        "import sys; sys.modules['onnxruntime'] = None\n"
-        "import lmfs\n"
-        "from lmfs.codecs.choose import Chooser\n"
-        "text = b'a text of some words, and of some others. ' * 40\n"
-        "assert lmfs.decompress(lmfs.compress(text, chooser=Chooser())) == text\n"
-        "try:\n"
-        "    lmfs.codecs.lm.engine_for(lmfs.models.registry.shipped())\n"
-        "except lmfs.EngineError as error:\n"
-        "    print(error)\n"
-    )
-    code = code.replace("import lmfs\n", "import lmfs, lmfs.codecs.lm, lmfs.models.registry\n", 1)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "install lmfs[cpu]" in done.stdout

@@ -15,8 +15,11 @@ from lmfs_tools import exact_model as em
 from lmfs_tools import export, train
 from lmfs_tools.graphs import LOWERINGS
 
+from lmfs.engines import walk
+from lmfs.engines.native import NativeEngine
 from lmfs.engines.ort import CPU, OrtEngine
 from lmfs.models.verify import verify
+from lmfs.native import usable_isas
 from lmfs.tokenizer import Tokenizer
 
 SHAPE = em.Shape(vocab=320, width=32, layers=2, hidden=64, hash_rows=64)
@@ -49,8 +52,12 @@ def test_pytorch_equals_every_lowering_on_a_long_walk(tmp_path, seed, spread):
         engine = OrtEngine(
             package, providers=[CPU], lowering_step=lowering, lowering_sequence=lowering
         )
-        got = engine.walk(tokens, stepwise=lowering.startswith("step"))
+        got = walk(engine, tokens, stepwise=lowering.startswith("step"))
         assert np.array_equal(got, logits), lowering
+    for isa in usable_isas():
+        for stepwise in (True, False):
+            got = walk(NativeEngine(package, isa=isa), tokens, stepwise=stepwise)
+            assert np.array_equal(got, logits), isa
     assert all(finding.ok for finding in verify(tmp_path / "m.lmm"))
 
 

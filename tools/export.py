@@ -4,7 +4,8 @@
         [--dev FOLDER] [--training "what it was trained on"]
 
 Owns: what goes into a package's card. The package's layout is lmfs.models.package's.
-Raises SystemExit if one logit of any lowering differs from the PyTorch forward.
+Raises SystemExit if one logit of any lowering or of the native engine differs from the PyTorch
+forward.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import onnx
 import torch
 from onnx import numpy_helper
 
+from lmfs.engines import walk
+from lmfs.engines.native import NativeEngine
 from lmfs.engines.ort import OrtEngine
 from lmfs.models import certificate
 from lmfs.models.package import ModelPackage, write_package
@@ -97,11 +100,15 @@ def export(
     package = ModelPackage.load(out)
     for lowering in LOWERINGS:
         engine = OrtEngine(package, lowering_step=lowering, lowering_sequence=lowering)
-        got = engine.walk(tokens, stepwise=lowering.startswith("step"))
-        if not np.array_equal(got, logits):
-            where = np.argwhere(got != logits)[0].tolist()
-            raise SystemExit(f"export: {lowering}: differs from PyTorch at {where}")
+        _compare(lowering, walk(engine, tokens, stepwise=lowering.startswith("step")), logits)
+    _compare("native", walk(NativeEngine(package), tokens, stepwise=True), logits)
     return package
+
+
+def _compare(name: str, got: np.ndarray, wanted: np.ndarray) -> None:
+    if not np.array_equal(got, wanted):
+        where = np.argwhere(got != wanted)[0].tolist()
+        raise SystemExit(f"export: {name}: differs from PyTorch at {where}")
 
 
 def load_model(path: pathlib.Path) -> em.ExactModel:

@@ -16,7 +16,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from lmfs.codecs.lm import engine_for
+from lmfs.engines import engine_for
 from lmfs.models import registry
 from lmfs.models.package import ModelPackage
 from lmfs.native import Mixer, MixerProfile, TokenEncoder, Vocabulary

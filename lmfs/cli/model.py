@@ -14,6 +14,8 @@ from ..models.verify import verify
 
 app = typer.Typer(no_args_is_help=True, help="Look at models.")
 
+WORDS = {True: "ok    ", False: "FAILED", None: "--    "}
+
 
 @app.command(name="list")
 def list_models() -> None:
@@ -33,8 +35,8 @@ def verify_package(
     """
     findings = verify(path)
     for finding in findings:
-        print(f"{'ok    ' if finding.ok else 'FAILED'}  {finding.what}: {finding.detail}")
-    failed = sum(not finding.ok for finding in findings)
+        print(f"{WORDS[finding.ok]}  {finding.what}: {finding.detail}")
+    failed = sum(finding.ok is False for finding in findings)
     if failed:
         raise ModelError(
             "model package",

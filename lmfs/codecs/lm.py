@@ -7,13 +7,12 @@ before a fork; codecs are thread-safe.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engines import engine_for
 from ..errors import DamagedError
 from ..models.package import ModelPackage
 from ..native import Mixer, TokenDecoder, TokenEncoder
@@ -24,19 +23,6 @@ from .threads import in_parallel
 MAX_LANES = 64
 ENCODE_LANES = 16
 ENCODE_WINDOW = 128  # tokens a lane: with 16 lanes and 2,048 tokens, 8 MiB of logits
-
-_engines: dict[bytes, Any] = {}
-_engines_lock = threading.Lock()
-
-
-def engine_for(package: ModelPackage) -> Any:
-    """The engine of this process for a model; raises EngineError, ModelError."""
-    from ..engines.ort import OrtEngine  # loads onnxruntime: only when a model must run
-
-    with _engines_lock:
-        if package.id not in _engines:
-            _engines[package.id] = OrtEngine(package)
-        return _engines[package.id]
 
 
 class LmCodec:

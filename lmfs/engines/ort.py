@@ -149,19 +149,6 @@ class OrtEngine:
     def select(self, state: LaneState, lanes: NDArray[np.int64]) -> LaneState:
         return LaneState(self, {name: array[lanes] for name, array in state.arrays.items()})
 
-    def walk(self, tokens: NDArray[np.int64], *, stepwise: bool) -> NDArray[np.int16]:
-        """Logits (lanes, time, vocab) from the start, step by step or in two long windows."""
-        state = self.start(len(tokens), sequence=not stepwise)
-        if not stepwise:
-            first, second = np.array_split(tokens, 2, axis=1)
-            logits, state = self.sequence(state, first)
-            return np.concatenate([logits, self.sequence(state, second)[0]], 1)
-        steps = []
-        for column in tokens.T:
-            logits, state = self.step(state, np.ascontiguousarray(column))
-            steps.append(logits.copy())
-        return np.stack(steps, 1)
-
     def _session(self, lowering: str) -> Any:
         with self._loading:
             if lowering not in self._sessions:
@@ -189,6 +176,15 @@ def name_of(provider: Provider) -> str:
 
 def default_providers() -> list[Provider]:
     """CUDA where onnxruntime-gpu and a GPU are there, then the processor."""
+    return cuda_providers() if CUDA in onnxruntime.get_available_providers() else [CPU]
+
+
+def cuda_providers() -> list[Provider]:
+    """CUDA, and the processor for what it cannot do; raises EngineError where there is no CUDA."""
     available = onnxruntime.get_available_providers()
-    cuda: list[Provider] = [(CUDA, {"use_tf32": "0"})] if CUDA in available else []
-    return [*cuda, CPU]
+    if CUDA not in available:
+        raise EngineError(
+            "no GPU to run models on", expected=CUDA, got=", ".join(available),
+            do="install lmfs[gpu] on a machine with an NVIDIA GPU",
+        )  # fmt: skip
+    return [(CUDA, {"use_tf32": "0"}), CPU]

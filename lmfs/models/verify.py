@@ -1,64 +1,107 @@
 """`lmfs model verify`: recompute a package's certificate and its golden vectors.
 
-Owns: what is checked and how a finding reads. Imports the engine. Prints nothing.
+Owns: what is checked and how a finding reads. Imports the engines: the native one, and ONNX
+Runtime where it is installed. Prints nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import io
 import pathlib
 import zipfile
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.ort import OrtEngine
+from ..engines import walk
+from ..engines.native import ARCHITECTURES, NativeEngine
 from ..errors import LmfsError, ModelError
-from . import certificate
+from ..native import usable_isas
+from ..types import Engine
 from .package import ModelPackage
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One check: `what` was looked at, whether it holds, and what was seen."""
+    """One check: `what` was looked at, whether it holds (None: not checked), what was seen."""
 
     what: str
-    ok: bool
+    ok: bool | None
     detail: str
 
 
+@dataclasses.dataclass(frozen=True)
+class _Golden:
+    """tokens (lanes, time), and the logits of every n-th step."""
+
+    tokens: NDArray[np.int64]
+    logits: NDArray[np.int16]
+    every: int
+
+    def compare(self, name: str, engine: Engine, *, stepwise: bool) -> Finding:
+        got = walk(engine, self.tokens, stepwise=stepwise)[:, :: self.every]
+        wrong = int((got != self.logits).sum())
+        detail = f"{self.logits.size:,} logits, {wrong:,} differ"
+        return Finding(f"golden vectors {name}", wrong == 0, detail)
+
+
 def verify(path: pathlib.Path | str) -> list[Finding]:
-    """Check every lowering of the package; raises ModelError if it cannot be read at all."""
+    """Check every engine and lowering; raises ModelError if the package cannot be read at all."""
     package = ModelPackage.load(path)
-    findings = [Finding("model id", True, package.id.hex())]
-    tokens, logits, every = _golden(package)
+    golden = _golden(package)
     vocab = int(package.card["architecture"]["vocab"])
     size = len(package.tokenizer())
-    findings.append(Finding("vocabulary", size == vocab, f"{size} tokens, card says {vocab}"))
+    return [
+        Finding("model id", True, package.id.hex()),
+        Finding("vocabulary", size == vocab, f"{size} tokens, card says {vocab}"),
+        *_native(package, golden),
+        *_lowerings(package, golden),
+    ]
+
+
+def _native(package: ModelPackage, golden: _Golden) -> Iterator[Finding]:
+    kind = package.card["architecture"]["kind"]
+    if kind not in ARCHITECTURES:
+        yield Finding("native engine", None, f"not checked: it does not know {kind}")
+        return
+    for isa in usable_isas():
+        try:
+            engine = NativeEngine(package, isa=isa)
+            for name, stepwise in (("step", True), ("sequence", False)):
+                yield golden.compare(f"native-{name}-{isa}", engine, stepwise=stepwise)
+        except LmfsError as error:
+            yield Finding(f"native engine {isa}", False, str(error))
+
+
+def _lowerings(package: ModelPackage, golden: _Golden) -> Iterator[Finding]:
+    if not all(map(importlib.util.find_spec, ("onnx", "onnxruntime"))):
+        names = ", ".join(package.graph_names())
+        yield Finding("lowerings", None, f"not checked: {names}: this needs lmfs[cpu]")
+        return
+    from ..engines.ort import OrtEngine
+    from . import certificate
+
     stated = package.card.get("certificate", {})
     for name in package.graph_names():
         try:
             proof = certificate.prove(package.graph(name)).summary()
             same = stated.get(name) == proof
             detail = f"{proof['tensors']} tensors, widest {proof['widest_bits']} of 24 bits"
-            findings.append(
-                Finding(f"certificate {name}", same, detail if same else f"{detail}; card differs")
+            yield Finding(
+                f"certificate {name}", same, detail if same else f"{detail}; card differs"
             )
             engine = OrtEngine(package, lowering_step=name, lowering_sequence=name)
-            got = engine.walk(tokens, stepwise=name.startswith("step"))[:, ::every]
-            wrong = int((got != logits).sum())
-            detail = f"{logits.size:,} logits, {wrong:,} differ"
-            findings.append(Finding(f"golden vectors {name}", wrong == 0, detail))
+            yield golden.compare(name, engine, stepwise=name.startswith("step"))
         except LmfsError as error:
-            findings.append(Finding(f"lowering {name}", False, str(error)))
-    return findings
+            yield Finding(f"lowering {name}", False, str(error))
 
 
-def _golden(package: ModelPackage) -> tuple[NDArray[np.int64], NDArray[np.int16], int]:
-    """Tokens (lanes, time), the logits of every n-th step, and n."""
+def _golden(package: ModelPackage) -> _Golden:
     try:
         with np.load(io.BytesIO(package.golden()), allow_pickle=False) as golden:
-            return golden["tokens"], golden["logits"], int(golden["every"])
+            return _Golden(golden["tokens"], golden["logits"], int(golden["every"]))
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise ModelError("unreadable golden vectors", where=package.path, got=error) from error

@@ -1,6 +1,7 @@
 """Types of the compiled module. Arrays must have exactly these dtypes; nothing is converted."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,3 +125,51 @@ class TokenDecoder:
 
         Meant for when no lane is active; before, a chunk is what there is of it.
         """
+
+class Lanes:
+    """The state of some lanes of one Engine's model. Belongs to one caller at a time."""
+
+    def __len__(self) -> int: ...
+    def select(self, lanes: NDArray[np.int64]) -> Lanes:
+        """Copies of these lanes, in this order; ValueError for one that is not here."""
+
+class Engine:
+    """A model of the architecture "gated-recurrence-1". Does not change; threads may share it.
+
+    weights: int8 and float32 arrays by the names that the package gives them; not kept
+    isa: one of usable_isas(), or "" for the best
+    threads: of the processor, the calling one included; they start when there is work for them
+    raises: ValueError for tensors that are missing, of another shape, or not provably exact
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab: int,
+        width: int,
+        layers: int,
+        hidden: int,
+        hash_rows: int,
+        weights: Mapping[str, NDArray[Any]],
+        isa: str = "",
+        threads: int = 1,
+    ) -> None: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def products(self) -> int:
+        """Multiplications of one token."""
+
+    def start(self, lanes: int) -> Lanes:
+        """Lanes before their first token."""
+
+    def run(self, lanes: Lanes, tokens: NDArray[np.int64], logits: NDArray[np.int16]) -> None:
+        """tokens (lanes, time) move the lanes; logits (lanes, time, vocab) are written.
+
+        raises: ValueError for another shape or a token outside the vocabulary; nothing moved then
+        """
+
+def usable_isas() -> list[str]:
+    """The instruction sets that engines can use here, the best first; the last is "portable"."""

@@ -1,4 +1,4 @@
-// lmfs.native._core: the bindings. No algorithm lives here.
+// lmfs.native._core: the bindings, but for the engine's. No algorithm lives here.
 //
 // Loops run without the interpreter's lock. A Vocabulary never changes and may be shared; the
 // coders keep state, so each has its own lock and two threads on one object wait for each other.
@@ -13,6 +13,7 @@
 #include <mutex>
 #include <utility>
 
+#include "engine_bindings.hpp"
 #include "mixer_bindings.hpp"
 #include "token_coder.hpp"
 
@@ -236,5 +237,6 @@ NB_MODULE(_core, module) {
             return result;
         });
 
+    lmfs::bind_engine(module);
     lmfs::bind_mixer(module);
 }

@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from lmfs.codecs.lm import LmCodec, engine_for
+from lmfs.codecs.lm import LmCodec
+from lmfs.engines import engine_for
 from lmfs.lmz import ChunkCache, LmzReader, LmzWriter
 from lmfs.models import registry
 from lmfs.native import TokenDecoder

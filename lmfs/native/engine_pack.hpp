@@ -1,0 +1,196 @@
+// Packing one matrix for the kernels, and the proof that its products are exact.
+//
+// Quads of inputs are put in groups of kGroup, for each block of outputs by itself, so that the
+// products of a group with one output fit 16 bits whatever the activations are: only then may a
+// kernel add them there. What a group cannot take stands at the end, to be added in 32 bits.
+
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "engine_views.hpp"
+
+namespace lmfs::engine {
+
+// What an input of a product can be, and what is added to make it an unsigned byte.
+struct Operand {
+    std::vector<std::int32_t> largest;  // of each input's absolute value
+    bool is_signed;
+
+    std::int32_t offset() const { return is_signed ? 128 : 0; }
+    std::int32_t low(std::size_t input) const { return is_signed ? -largest[input] : 0; }
+};
+
+// As the package has it.
+struct Weights {
+    std::string name;
+    std::size_t inputs;
+    std::size_t outputs;
+    const std::int8_t* weight;  // (inputs, outputs), in [-64, 63]
+    const float* scale;         // powers of two
+    const float* bias;          // one half, for rounding, included
+};
+
+class PackedMatrix {
+public:
+    // raises: std::invalid_argument where float32 could round what the integers here do not:
+    // the bounds are those of lmfs/models/certificate.py
+    PackedMatrix(const Weights& source, const Operand& operand, bool interleaved)
+        : inputs_(round_up(source.inputs, kBlock)), outputs_(round_up(source.outputs, kBlock)) {
+        if (inputs_ > 0xffff) throw std::invalid_argument(source.name + ": too many inputs");
+        requantise(source, operand);
+        pack(source, operand, interleaved);
+    }
+
+    Matrix view() const {
+        return {inputs_,      outputs_,     weights_.data(), order_.data(),
+                grouped_.data(), bias_.data(), left_.data(), right_.data()};
+    }
+
+    // The largest absolute value of a result, before any clip.
+    std::int64_t reach() const { return reach_; }
+
+private:
+    static constexpr std::int64_t kExact = std::int64_t{1} << 24;  // of float32
+    static constexpr int kMaxShift = 24;
+    static constexpr std::size_t kBounds = 4 * kBlock;  // positive and negative, of both halves
+    using Bounds = std::array<std::int32_t, kBounds>;
+
+    static std::size_t round_up(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
+
+    void requantise(const Weights& source, const Operand& operand) {
+        bias_.assign(outputs_, 0);
+        left_.assign(outputs_, 0);
+        right_.assign(outputs_, 0);
+        for (std::size_t o = 0; o < source.outputs; ++o) {
+            std::int64_t low = 0, high = 0, reach = 0, sum = 0;
+            for (std::size_t i = 0; i < source.inputs; ++i) {
+                const std::int64_t w = source.weight[i * source.outputs + o];
+                if (w < -64 || w > 63) fail(source, o, "a weight outside [-64, 63]");
+                const std::int64_t a = w * operand.low(i), b = w * operand.largest[i];
+                low += std::min(a, b);
+                high += std::max(a, b);
+                reach += std::max(std::abs(a), std::abs(b));
+                sum += w;
+            }
+            int exponent = 0;
+            if (std::frexp(source.scale[o], &exponent) != 0.5F || std::abs(--exponent) > kMaxShift)
+                fail(source, o, "a scale that is not a power of two from 2^-24 to 2^24");
+            const double bias = source.bias[o];
+            const double scale = std::ldexp(1.0, exponent);
+            const int grid = std::max(-exponent, grid_of(source, o));
+            const double most = std::max(std::abs(static_cast<double>(low) * scale + bias),
+                                         std::abs(static_cast<double>(high) * scale + bias));
+            if (reach > kExact || std::ldexp(most, grid) > static_cast<double>(kExact))
+                fail(source, o, "a sum of more than 24 bits");
+            left_[o] = std::max(exponent, 0);
+            right_[o] = std::max(-exponent, 0);
+            bias_[o] = static_cast<std::int32_t>(std::floor(std::ldexp(bias, right_[o])) -
+                                                 std::ldexp(operand.offset() * sum, left_[o]));
+            reach_ = std::max(reach_, static_cast<std::int64_t>(std::ceil(most)));
+        }
+    }
+
+    // The least g so that bias * 2^g is an integer.
+    static int grid_of(const Weights& source, std::size_t output) {
+        const double bias = source.bias[output];
+        for (int grid = -kMaxShift; grid <= kMaxShift; ++grid) {
+            const double scaled = std::ldexp(bias, grid);
+            if (scaled == std::floor(scaled)) return grid;
+        }
+        fail(source, output, "a bias that is not on a grid");
+    }
+
+    [[noreturn]] static void fail(const Weights& source, std::size_t output, const char* what) {
+        throw std::invalid_argument(source.name + ": output " + std::to_string(output) + ": " +
+                                    what);
+    }
+
+    void pack(const Weights& source, const Operand& operand, bool interleaved) {
+        const std::size_t quads = inputs_ / kQuad;
+        std::int32_t widest = 0;
+        for (std::int32_t value : operand.largest) widest = std::max(widest, value);
+        const std::int32_t limit = 32767 / (widest + operand.offset());
+        weights_.assign(inputs_ * outputs_, 0);
+        order_.reserve(quads * outputs_ / kBlock);
+        for (std::size_t block = 0; block < outputs_ / kBlock; ++block) {
+            const auto weight = [&](std::size_t input, std::size_t o) -> std::int8_t {
+                const std::size_t output = block * kBlock + o;
+                if (input >= source.inputs || output >= source.outputs) return 0;
+                return source.weight[input * source.outputs + output];
+            };
+            std::vector<Bounds> bounds(quads);
+            for (std::size_t i = 0; i < inputs_; ++i)
+                for (std::size_t o = 0; o < kBlock; ++o) {
+                    const std::int32_t w = weight(i, o);
+                    const std::size_t at = (i % kQuad / 2 * kBlock + o) * 2;
+                    bounds[i / kQuad][at + (w < 0)] += std::abs(w);
+                }
+            const std::vector<std::size_t> order = group(bounds, limit);
+            std::int8_t* to = weights_.data() + block * inputs_ * kBlock;
+            for (std::size_t quad : order) {
+                order_.push_back(static_cast<std::uint16_t>(quad * kQuad));
+                for (std::size_t i = 0; i < kQuad; ++i)
+                    for (std::size_t o = 0; o < kBlock; ++o)
+                        to[interleaved ? o * kQuad + i : i * kBlock + o] =
+                            weight(quad * kQuad + i, o);
+                to += kBlock * kQuad;
+            }
+        }
+    }
+
+    // The order of the quads: first those in groups within the limit, which grouped_ counts.
+    // Greedy: the one with the largest bound, then the next ones that still fit.
+    std::vector<std::size_t> group(const std::vector<Bounds>& bounds, std::int32_t limit) {
+        const auto largest = [&](std::size_t quad) {
+            return *std::max_element(bounds[quad].begin(), bounds[quad].end());
+        };
+        std::vector<std::size_t> left(bounds.size()), order, alone;
+        for (std::size_t quad = 0; quad < left.size(); ++quad) left[quad] = quad;
+        std::stable_sort(left.begin(), left.end(),
+                         [&](std::size_t a, std::size_t b) { return largest(a) > largest(b); });
+        while (!left.empty()) {
+            std::array<std::size_t, kGroup> places{0};
+            std::size_t members = 1;
+            Bounds sum = bounds[left[0]];
+            for (std::size_t place = 1; place < left.size() && members < kGroup; ++place)
+                if (fits(sum, bounds[left[place]], limit)) {
+                    for (std::size_t k = 0; k < kBounds; ++k) sum[k] += bounds[left[place]][k];
+                    places[members++] = place;
+                }
+            if (members < kGroup) members = 1;
+            for (std::size_t k = 0; k < members; ++k)
+                (members == kGroup ? order : alone).push_back(left[places[k]]);
+            for (std::size_t k = members; k-- > 0;)
+                left.erase(left.begin() + static_cast<std::ptrdiff_t>(places[k]));
+        }
+        grouped_.push_back(static_cast<std::uint16_t>(order.size()));
+        order.insert(order.end(), alone.begin(), alone.end());
+        return order;
+    }
+
+    static bool fits(const Bounds& sum, const Bounds& more, std::int32_t limit) {
+        std::int32_t most = 0;
+        for (std::size_t k = 0; k < kBounds; ++k) most = std::max(most, sum[k] + more[k]);
+        return most <= limit;
+    }
+
+    std::size_t inputs_;
+    std::size_t outputs_;
+    std::int64_t reach_ = 0;
+    std::vector<std::int8_t> weights_;
+    std::vector<std::uint16_t> order_;
+    std::vector<std::uint16_t> grouped_;
+    std::vector<std::int32_t> bias_;
+    std::vector<std::int32_t> left_;
+    std::vector<std::int32_t> right_;
+};
+
+}  // namespace lmfs::engine
