@@ -1,0 +1,112 @@
+"""What each part of the coding brings: bits per byte with and without it.
+
+    python -m lmfs_tools.bench.ablation [--chunks N] [--size BYTES] [--json OUT] FILE...
+
+Owns: the ablation table. Some chunks of each file, evenly spread behind the primer: code lengths
+(the sum of -log2 p), neither container nor primer counted, of the model alone, the mixer alone,
+both, and the two again behind the file's own primer; "primer" is what the primer itself costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import time
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from lmfs.container import DEFAULT_CHUNK_SIZE
+from lmfs.engines import engine_for
+from lmfs.models import registry
+from lmfs.models.package import ModelPackage
+from lmfs.native import Mixer, TokenEncoder
+from lmfs.profile import PROFILE_1, profile_2
+
+COLUMNS = ("model", "mixer", "mixer+primer", "both", "both+primer", "primer")
+WINDOW = 512  # tokens
+
+
+def spread(data: bytes, primer: int, size: int, count: int) -> list[bytes]:
+    """At most `count` whole chunks behind the primer."""
+    starts = range(primer, len(data) - size + 1, size)
+    picked = [starts[k * len(starts) // count] for k in range(min(count, len(starts)))]
+    return [data[start : start + size] for start in picked]
+
+
+def measure(
+    data: bytes, package: ModelPackage, *, primer: int, size: int, count: int
+) -> dict[str, float]:
+    """Bits per byte of each column; microseconds a token of the mixer and of the model."""
+    vocabulary, engine = package.tokenizer().vocabulary, engine_for(package)
+    profile = profile_2()
+    assert profile.mixer is not None
+    fresh = Mixer(profile.mixer, vocabulary)
+    primed = fresh.copy()
+    of_primer = primed.prime(data[:primer], DEFAULT_CHUNK_SIZE) / max(1, len(data[:primer]))
+    bits = dict.fromkeys(COLUMNS, 0.0)
+    spent = {"mixer_us": 0.0, "model_us": 0.0}
+    tokens_seen = 0
+    chunks = spread(data, primer, size, count)
+    for chunk in chunks:
+        began = time.perf_counter()
+        bits["mixer"] += fresh.copy().prime(chunk, size)
+        spent["mixer_us"] += time.perf_counter() - began
+        bits["mixer+primer"] += primed.copy().prime(chunk, size)
+        tokens = vocabulary.tokenize(chunk)
+        tokens_seen += len(tokens)
+        encoders = {
+            "model": TokenEncoder(vocabulary, PROFILE_1.table),
+            "both": TokenEncoder(vocabulary, PROFILE_1.table, fresh),
+            "both+primer": TokenEncoder(vocabulary, PROFILE_1.table, primed),
+        }
+        state = engine.start(1, sequence=True)
+        inputs = np.concatenate([[package.start_token], tokens[:-1]]).astype(np.int64)
+        for at in range(0, len(tokens), WINDOW):
+            began = time.perf_counter()
+            logits, state = engine.sequence(state, inputs[None, at : at + WINDOW])
+            spent["model_us"] += time.perf_counter() - began
+            for encoder in encoders.values():
+                encoder.push(logits[0], tokens[at : at + WINDOW])
+        for name, encoder in encoders.items():
+            bits[name] += encoder.ideal_bits
+    total = sum(map(len, chunks))
+    figures = {name: round(value / max(1, total), 4) for name, value in bits.items()}
+    figures["primer"] = round(of_primer, 4)
+    return figures | {k: round(v * 1e6 / max(1, tokens_seen), 2) for k, v in spent.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("files", nargs="+", type=pathlib.Path)
+    parser.add_argument("--chunks", type=int, default=8, help="of each file")
+    parser.add_argument("--size", type=int, default=DEFAULT_CHUNK_SIZE)
+    parser.add_argument("--primer", type=int, default=256 << 10)
+    parser.add_argument("--json", type=pathlib.Path)
+    args = parser.parse_args()
+    console = Console()
+    package = registry.shipped()
+    rows: list[dict[str, object]] = []
+    for path in track(args.files, description="Measuring", console=console):
+        figures = measure(
+            path.read_bytes(), package, primer=args.primer, size=args.size, count=args.chunks
+        )
+        rows.append({"file": path.name, **figures})
+    table = Table(
+        title=f"bits per byte, {args.size >> 10} KiB chunks, {args.primer >> 10} KiB primer"
+    )
+    for column in rows[0]:
+        table.add_column(column, justify="left" if column == "file" else "right")
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    console.print(table)
+    if args.json:
+        result = {"model": package.id.hex(), "chunk_bytes": args.size, "primer_bytes": args.primer}
+        args.json.write_text(json.dumps({**result, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
