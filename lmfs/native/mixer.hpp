@@ -150,10 +150,12 @@ public:
         tokens_.assign(kBefore, 0);
         matches_ = {};
         line_ = 1;
-        line_above_ = 0;
         fields_.assign(1, 1);
         fields_above_.assign(1, 0);
         word_ = word_before_ = field_ = first_field_ = 0;
+        line_shape_ = field_shape_ = 0;
+        shapes_before_ = {};
+        after_digit_ = false;
     }
 
     // The next token, whose bits `decide(middle, p1)` gives; nullptr where no model runs.
@@ -328,18 +330,21 @@ private:
     std::vector<std::uint16_t> tokens_;
     std::array<Match, mixing::kMatches> matches_{};
     std::array<std::uint32_t, mixing::kContexts> contexts_{};
-    std::size_t line_ = 0, line_above_ = 0;  // where they begin, in text_
+    std::uint32_t line_ = 0;  // where it begins, in text_
     std::vector<std::uint32_t> fields_, fields_above_;
     std::uint32_t word_ = 0, word_before_ = 0, field_ = 0, first_field_ = 0;
+    // Shapes: what stands there with every number read as one digit.
+    std::uint32_t line_shape_ = 0, field_shape_ = 0;
+    std::array<std::uint32_t, 2> shapes_before_{};
+    bool after_digit_ = false;
 };
 
 inline void Mixer::hash_contexts() {
     const std::size_t field = fields_.size() - 1;
     const std::size_t offset = text_.size() - fields_.back();
-    // What stands above: at this place of the same field, and in the same column.
-    std::uint32_t in_field = 0;
-    if (field < fields_above_.size()) in_field = four_bytes(fields_above_[field] + offset, line_);
-    const std::uint32_t in_column = four_bytes(line_above_ + (text_.size() - line_), line_);
+    // What stands above, at this place of the same field.
+    std::uint32_t above = 0;
+    if (field < fields_above_.size()) above = four_bytes(fields_above_[field] + offset, line_);
     const std::uint16_t* last = tokens_.data() + tokens_.size();
     const auto at = [last](int k) { return std::uint32_t{last[-k]} + 1; };
     const auto number = static_cast<std::uint32_t>(field);
@@ -348,12 +353,12 @@ inline void Mixer::hash_contexts() {
     contexts_[0] = 0;
     for (int k = 1; k <= 4; ++k) contexts_[static_cast<std::size_t>(k)] = h = hash(h, at(k));
     contexts_[5] = hash(hash(h, at(5)), at(6));
-    contexts_[6] = hash(at(2), at(3));
+    contexts_[6] = hash(hash(shapes_before_[0], shapes_before_[1]), field_shape_);
     contexts_[7] = hash(word_, word_before_);
-    contexts_[8] = hash(in_field, at(1));
-    contexts_[9] = hash(in_field & 0xFFFFFF, hash(number, field_));
+    contexts_[8] = hash(above, at(1));
+    contexts_[9] = hash(above & 0xFFFFFF, hash(number, field_));
     contexts_[10] = hash(hash(field_, number), first_field_);
-    contexts_[11] = hash(in_column, at(1));
+    contexts_[11] = hash(line_shape_, 1);
     for (std::uint32_t k = 0; k < mixing::kContexts; ++k)
         contexts_[k] = hash(contexts_[k], 0x9E37 * (k + 1));
 }
@@ -552,8 +557,16 @@ inline void Mixer::remember(std::size_t token) {
         const auto byte = static_cast<std::uint8_t>(c);
         text_.push_back(c);
         const auto end = static_cast<std::uint32_t>(text_.size());
+        const bool digit = byte >= '0' && byte <= '9';
+        if (!digit || !after_digit_) {
+            line_shape_ = hash(line_shape_, digit ? '0' : byte);
+            field_shape_ = hash(field_shape_, digit ? '0' : byte);
+        }
+        after_digit_ = digit;
+        if (!in_word(byte)) shapes_before_ = {std::exchange(field_shape_, 0), shapes_before_[0]};
         if (byte == '\n') {
-            line_above_ = std::exchange(line_, end);
+            line_shape_ = 0;
+            line_ = end;
             fields_above_.swap(fields_);
             fields_.assign(1, end);
             field_ = first_field_ = 0;
