@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # Below this predictions save fewer bytes than declaring them costs.
 MIN_PREDICTED_BYTES = 256
+# With a model, a chunk follows its file's beginning only if that saves so much.
+MIN_PRIMER_GAIN = 0.01
 # Of text, at most this share is neither printable ASCII nor valid UTF-8 (old 8-bit texts pass).
 MAX_STRANGE = 0.10
 
@@ -153,9 +155,11 @@ class Chooser:
             blobs = self._lm.encode_after([chunks[i] for i in trial], afters)
             for i, lane in zip(trial, blobs, strict=True):
                 most = (1 - self._level.model_gain) * len(best[i][1])
-                for number, blob in zip((_LM, _LM_PRIMED), lane, strict=False):
-                    if len(blob) <= most:
-                        offer(i, number, blob)
+                # A chunk that follows nothing survives what happens to its file's beginning.
+                follow = len(lane[-1]) <= (1 - MIN_PRIMER_GAIN) * len(lane[0])
+                number, blob = (_LM_PRIMED, lane[-1]) if follow else (_LM, lane[0])
+                if len(blob) <= most:
+                    offer(i, number, blob)
         return best
 
 
