@@ -65,7 +65,7 @@ def figures() -> str:
         "which are not in these figures; `lmfs status` counts them. The coder adds at most "
         f"{worst:.2f} % to the model's own code length.",
         "",
-        f"Speed ({speed['processor']}; medians; the inference engine is ONNX Runtime):",
+        f"Speed ({speed['processor']}; medians):",
         "",
         "| file | encode KB/s | freeze KB/s | read KB/s | random 4 KiB, p50 ms |",
         "| --- | ---: | ---: | ---: | ---: |",
