@@ -1,6 +1,6 @@
 # Sourced by tools/demo and tools/test: makes ready what this machine lacks.
 #
-# lmfs_setup EXTRAS installs FUSE, a compiler and Python's venv module with apt if they are
+# lmfs_setup [EXTRAS] installs FUSE, a compiler and Python's venv module with apt if they are
 # missing, then lmfs with these extras into .venv in the repository. Safe to run twice: the
 # second time it only looks. Leaves $python set to the environment's interpreter.
 
@@ -61,7 +61,7 @@ lmfs_setup() {
     [ -x "$python" ] || { say "Making .venv"; python3 -m venv "$venv"; }
     local extra extras wanted stale=
     wanted=$(lmfs_fingerprint)
-    for extra in "$@"; do # a stamp for each: the demonstration finds what the tests installed
+    for extra in base "$@"; do # a stamp each: the demonstration finds what the tests installed
         [ "$(cat "$venv/lmfs-$extra.stamp" 2>/dev/null)" = "$wanted" ] || stale=1
     done
     [ -n "$stale" ] || return 0
@@ -71,6 +71,6 @@ lmfs_setup() {
     "$python" -m pip install -q --disable-pip-version-check \
         'scikit-build-core>=0.11' 'nanobind>=2.4' cmake ninja
     "$python" -m pip install -q --disable-pip-version-check --no-build-isolation \
-        -e "$root[$extras]"
-    for extra in "$@"; do echo "$wanted" >"$venv/lmfs-$extra.stamp"; done
+        -e "$root${extras:+[$extras]}"
+    for extra in base "$@"; do echo "$wanted" >"$venv/lmfs-$extra.stamp"; done
 }

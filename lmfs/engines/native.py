@@ -23,6 +23,7 @@ from ..native import Engine, Lanes, usable_isas
 
 ARCHITECTURES = ("gated-recurrence-1",)
 ISA_VARIABLE = "LMFS_ISA"
+MAX_SIZE = 1 << 32  # of anything in a card; the Engine has bounds of its own
 
 
 class LaneState:
@@ -102,7 +103,8 @@ def _sizes(package: ModelPackage) -> dict[str, int]:
         )  # fmt: skip
     sizes = {}
     for name in ("vocab", "width", "layers", "hidden", "hash_rows"):
-        sizes[name] = architecture.get(name)
-        if not isinstance(sizes[name], int) or sizes[name] < 1:
-            raise ModelError("model card", where=package.path, expected=name, got=sizes[name])
+        size = architecture.get(name)
+        if not isinstance(size, int) or not 1 <= size < MAX_SIZE:
+            raise ModelError("model card", where=f"{package.path}: {name}", got=size)
+        sizes[name] = size
     return sizes

@@ -3,10 +3,9 @@ and the engine that runs exact models on the processor.
 
 Owns nothing itself: `_core` is built from the C++ beside this file, where each header states its
 algorithm and its invariants (range_coder.hpp, frequencies.hpp, vocabulary.hpp, mixer.hpp,
-token_coder.hpp, engine.hpp).
-Imports nothing of lmfs, only numpy. Any thread may call anything here; the loops run without the
-interpreter's lock. Wrong arguments are ValueError or TypeError: these are errors of the calling
-code, which gives damage and bad files their names.
+token_coder.hpp, engine.hpp). Imports nothing of lmfs, only numpy. Any thread may call anything
+here; the loops run without the interpreter's lock. Wrong arguments are ValueError or TypeError:
+these are errors of the calling code, which gives damage and bad files their names.
 """
 
 from lmfs.native._core import (

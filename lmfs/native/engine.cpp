@@ -33,28 +33,36 @@ private:
 
 }  // namespace
 
+// The buffers of one piece of work, for a team of some size.
 class Engine::Room {
 public:
-    explicit Room(const PackedModel& model)
-        : x_(kRows * model.sizes().width),
-          n_(kRows * model.sizes().width),
-          operand_(kRows * model.sizes().width),
-          gates_(kRows * 3 * model.sizes().width),
+    Room(const PackedModel& model, std::size_t members)
+        : members_(members),
+          width_(model.sizes().width),
+          x_(kRows * width_),
+          gates_(kRows * 3 * width_),
+          mixed_(kRows * width_),
           squares_(kRows * model.padded_hidden()),
-          logits_(kRows) {}
+          n_(members * kRows * width_),
+          operand_(members * kRows * width_) {}
 
-    Scratch view() const {
-        return {x_.data(),     n_.data(),       operand_.data(),
-                gates_.data(), squares_.data(), logits_.data()};
+    std::size_t members() const { return members_; }
+
+    Scratch view(std::size_t member) const {
+        const std::size_t own = member * kRows * width_;
+        return {x_.data(),       gates_.data(),   mixed_.data(),
+                squares_.data(), n_.data() + own, operand_.data() + own};
     }
 
 private:
+    std::size_t members_;
+    std::size_t width_;
     Buffer<std::int16_t> x_;
+    Buffer<std::int16_t> gates_;
+    Buffer<std::uint8_t> mixed_;
+    Buffer<std::uint8_t> squares_;
     Buffer<std::int8_t> n_;
     Buffer<std::uint8_t> operand_;
-    Buffer<std::int16_t> gates_;
-    Buffer<std::uint8_t> squares_;
-    Buffer<std::int16_t*> logits_;
 };
 
 Lanes Lanes::select(const std::int64_t* lanes, std::size_t count) const {
@@ -110,37 +118,55 @@ void Engine::run(Lanes& lanes, const std::int64_t* tokens, std::size_t time,
             throw std::invalid_argument("token " + std::to_string(tokens[k]) +
                                         " is not in the vocabulary");
     if (lanes.size() == 0 || time == 0) return;
-    const std::size_t share = (lanes.size() + workers_.threads() - 1) / workers_.threads();
+    // Some lanes, all their tokens: in windows of as many tokens as there is room for.
+    const auto run_lanes = [&](std::size_t first, std::size_t count, const Room& room, Team team,
+                               std::size_t member) {
+        const std::size_t window = kRows / count;
+        for (std::size_t at = 0; at < time; at += window) {
+            const std::size_t offset = first * time + at;
+            isa_.run({&view_, count, std::min(window, time - at), lanes.from(first),
+                      tokens + offset, logits + offset * model_.sizes().vocab, time,
+                      room.view(member), team, member});
+            if (team.members > 1) team.wait(team.context);
+        }
+    };
+    const std::size_t threads = workers_.threads();
+    if (lanes.size() < threads) {  // fewer than one each: they run them together
+        const std::size_t most = std::min(threads, model_.sizes().width / kBlock);
+        std::unique_ptr<Room> room = take_room(most);
+        const std::size_t count = std::min(lanes.size(), kRows);
+        workers_.run_team(most, [&](std::size_t member, std::size_t members, Barrier& barrier) {
+            const auto wait = [](void* context) { static_cast<Barrier*>(context)->wait(); };
+            for (std::size_t first = 0; first < lanes.size(); first += count)
+                run_lanes(first, std::min(count, lanes.size() - first), *room,
+                          {members, wait, &barrier}, member);
+        });
+        give_back(std::move(room));
+        return;
+    }
+    const std::size_t share = (lanes.size() + threads - 1) / threads;
     const std::size_t count = std::min(share, std::max<std::size_t>(kRows / time, 1));
     workers_.run((lanes.size() + count - 1) / count, [&](std::size_t group) {
         const std::size_t first = group * count;
-        run_group(lanes, first, std::min(count, lanes.size() - first), tokens, time, logits);
+        std::unique_ptr<Room> room = take_room(1);
+        run_lanes(first, std::min(count, lanes.size() - first), *room, {1, nullptr, nullptr}, 0);
+        give_back(std::move(room));
     });
 }
 
-void Engine::run_group(Lanes& lanes, std::size_t first, std::size_t count,
-                       const std::int64_t* tokens, std::size_t time, std::int16_t* logits) {
-    std::unique_ptr<Room> room = take_room();
-    const std::size_t vocab = model_.sizes().vocab;
-    const std::size_t window = kRows / count;
-    for (std::size_t at = 0; at < time; at += window) {
-        const std::size_t offset = first * time + at;
-        isa_.run({&view_, count, std::min(window, time - at), lanes.from(first), tokens + offset,
-                  logits + offset * vocab, time, room->view()});
-    }
-    give_back(std::move(room));
-}
-
-std::unique_ptr<Engine::Room> Engine::take_room() {
+std::unique_ptr<Engine::Room> Engine::take_room(std::size_t members) {
     {
         const std::lock_guard<std::mutex> lock(rooms_lock_);
-        if (!rooms_.empty()) {
-            std::unique_ptr<Room> room = std::move(rooms_.back());
-            rooms_.pop_back();
+        const auto found =
+            std::find_if(rooms_.begin(), rooms_.end(),
+                         [&](const auto& room) { return room->members() == members; });
+        if (found != rooms_.end()) {
+            std::unique_ptr<Room> room = std::move(*found);
+            rooms_.erase(found);
             return room;
         }
     }
-    return std::make_unique<Room>(model_);
+    return std::make_unique<Room>(model_, members);
 }
 
 void Engine::give_back(std::unique_ptr<Room> room) {
@@ -179,11 +205,11 @@ public:
         const PackedModel model(kSizes, tensors_, isa.interleaved);
         const Model view = model.view();
         const std::size_t width = kSizes.width;
-        std::vector<std::int16_t> result, x(kRows * width), gates(kRows * 3 * width);
+        std::vector<std::int16_t> result, x(kRows * width), gates(kRows * 3 * width),
+            logits(kRows * kSizes.vocab);
         std::vector<std::int8_t> n(kRows * width);
-        std::vector<std::uint8_t> operand(kRows * width), squares(kRows * model.padded_hidden());
-        std::vector<std::int16_t*> to(kRows);
-        std::vector<std::int16_t> logits(kRows * kSizes.vocab);
+        std::vector<std::uint8_t> mixed(kRows * width), operand(kRows * width),
+            squares(kRows * model.padded_hidden());
         for (const auto [count, time] : {std::pair<std::size_t, std::size_t>{7, 4},
                                          {3, 5},
                                          {1, 1},
@@ -191,7 +217,10 @@ public:
                                          {1, 32}}) {
             Lanes lanes(kSizes, count);
             isa.run({&view, count, time, lanes.from(0), tokens_, logits.data(), time,
-                     {x.data(), n.data(), operand.data(), gates.data(), squares.data(), to.data()}});
+                     {x.data(), gates.data(), mixed.data(), squares.data(), n.data(),
+                      operand.data()},
+                     {1, nullptr, nullptr},
+                     0});
             const auto end = static_cast<std::ptrdiff_t>(count * time * kSizes.vocab);
             result.insert(result.end(), logits.begin(), logits.begin() + end);
         }

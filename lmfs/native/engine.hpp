@@ -75,9 +75,7 @@ public:
 private:
     class Room;
 
-    void run_group(Lanes& lanes, std::size_t first, std::size_t count, const std::int64_t* tokens,
-                   std::size_t time, std::int16_t* logits);
-    std::unique_ptr<Room> take_room();
+    std::unique_ptr<Room> take_room(std::size_t members);
     void give_back(std::unique_ptr<Room> room);
 
     Isa isa_;

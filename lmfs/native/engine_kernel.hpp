@@ -1,7 +1,8 @@
 // The model's arithmetic, for one instruction set: included by engine_*.cpp, one each.
 //
-// A file that includes this one defines a Dot, which multiplies bytes; all else here is written
-// so that compilers vectorise it. Everything has internal linkage, so that no function built for
+// A file that includes this one defines a Dot, whose multiply() gives the results of one block of
+// outputs for some rows and says for how many, at most kTile; all else here is written so that
+// compilers vectorise it. Everything has internal linkage, so that no function built for
 // one instruction set can be linked in for another. The formulas are those of
 // tools/exact_model.py and tools/graphs.py, in integers; engine_model.hpp proves that none of
 // them can overflow. Shifts to the right round down, as C++20 defines them.
@@ -31,34 +32,41 @@ constexpr std::int32_t clip(std::int32_t v, std::int32_t low, std::int32_t high)
     return smaller(larger(v, low), high);
 }
 
-// Calls finish(block, row, values) with the kBlock results of each block of outputs and row.
-template <class Dot, class Finish>
-void product(const Matrix& matrix, const std::uint8_t* x, std::size_t stride, std::size_t rows,
-             const Finish& finish) {
-    alignas(64) std::int32_t sums[Dot::kTile][kBlock];
-    alignas(64) std::int32_t values[kBlock];
-    for (std::size_t block = 0; block < matrix.outputs / kBlock; ++block) {
-        const std::int32_t* bias = matrix.bias + block * kBlock;
-        const std::int32_t* left = matrix.left + block * kBlock;
-        const std::int32_t* right = matrix.right + block * kBlock;
-        for (std::size_t row = 0; row < rows;) {
-            const std::size_t done =
-                Dot::multiply(matrix, block, x + row * stride, stride, rows - row, sums);
-            for (std::size_t k = 0; k < done; ++k, ++row) {
-                for (std::size_t o = 0; o < kBlock; ++o)
-                    values[o] = ((sums[k][o] << left[o]) + bias[o]) >> right[o];
-                finish(block, row, values);
-            }
-        }
-    }
+// Blocks of channels or outputs that one member of the team computes.
+struct Share {
+    std::size_t first;
+    std::size_t last;
+};
+
+Share share_of(const Work& work, std::size_t blocks) {
+    return {blocks * work.member / work.team.members,
+            blocks * (work.member + 1) / work.team.members};
 }
 
-void embed(const Model& model, std::int64_t before, std::int64_t token, std::int16_t* x) {
+void wait_for_team(const Work& work) {
+    if (work.team.members > 1) work.team.wait(work.team.context);
+}
+
+// Calls finish(block, row, values) with the kBlock results of each block of outputs and row.
+template <class Dot, class Finish>
+void product(const Matrix& matrix, Share blocks, const std::uint8_t* x, std::size_t stride,
+             std::size_t rows, const Finish& finish) {
+    alignas(64) std::int32_t values[Dot::kTile][kBlock];
+    for (std::size_t block = blocks.first; block < blocks.last; ++block)
+        for (std::size_t row = 0; row < rows;) {
+            const std::size_t done =
+                Dot::multiply(matrix, block, x + row * stride, stride, rows - row, values);
+            for (std::size_t k = 0; k < done; ++k, ++row) finish(block, row, values[k]);
+        }
+}
+
+void embed(const Model& model, std::int64_t before, std::int64_t token, Share share,
+           std::int16_t* x) {
     const std::size_t width = model.width;
     const auto pair = static_cast<std::size_t>(before * kHashPast + token * kHashNow);
     const std::int8_t* one = model.embed + static_cast<std::size_t>(token) * width;
     const std::int8_t* two = model.embed_pair + pair % model.hash_rows * width;
-    for (std::size_t c = 0; c < width; ++c)
+    for (std::size_t c = share.first * kBlock; c < share.last * kBlock; ++c)
         x[c] = static_cast<std::int16_t>((one[c] + two[c]) * 4);
 }
 
@@ -84,15 +92,20 @@ void shift_tokens(const Shift& shift, const std::int8_t* n, const std::int8_t* b
     }
 }
 
-// Normalisation and token shift of every row; `part` is 0 for time mixing, 1 for the MLP.
+// The normalised activations of the lanes' last tokens; `part` is 0 for time mixing, 1 for the MLP.
+std::int8_t* before_of(const Work& work, std::size_t lane, std::size_t layer, std::size_t part) {
+    const Model& model = *work.model;
+    return work.state.n + ((lane * model.layers + layer) * 2 + part) * model.width;
+}
+
+// Normalisation and token shift of every row, by every member of the team for itself.
 void norm_and_shift(const Work& work, std::size_t layer, std::size_t part) {
     const Model& model = *work.model;
     const std::size_t width = model.width;
     const Shift& shift =
         part == 0 ? model.layer[layer].shift_time : model.layer[layer].shift_channel;
     for (std::size_t lane = 0; lane < work.lanes; ++lane) {
-        std::int8_t* state = work.state.n + ((lane * model.layers + layer) * 2 + part) * width;
-        const std::int8_t* before = state;
+        const std::int8_t* before = before_of(work, lane, layer, part);
         for (std::size_t t = 0; t < work.time; ++t) {
             const std::size_t row = (lane * work.time + t) * width;
             std::int8_t* n = work.scratch.n + row;
@@ -100,20 +113,31 @@ void norm_and_shift(const Work& work, std::size_t layer, std::size_t part) {
             shift_tokens(shift, n, before, width, work.scratch.operand + row);
             before = n;
         }
-        for (std::size_t c = 0; c < width; ++c) state[c] = before[c];
+    }
+}
+
+// Keeps what norm_and_shift made of the last tokens, once the whole team has read the old state.
+void keep_last(const Work& work, std::size_t layer, std::size_t part) {
+    const std::size_t width = work.model->width;
+    const Share share = share_of(work, width / kBlock);
+    for (std::size_t lane = 0; lane < work.lanes; ++lane) {
+        std::int8_t* before = before_of(work, lane, layer, part);
+        const std::int8_t* n = work.scratch.n + ((lane + 1) * work.time - 1) * width;
+        for (std::size_t c = share.first * kBlock; c < share.last * kBlock; ++c) before[c] = n[c];
     }
 }
 
 // h += u^2 (c - h), then the product of h and its gate; u in 1/32, h and c in 2^-12, g in 1/32.
-void recur(const std::int16_t* gates, std::size_t width, std::int16_t* h, std::uint8_t* operand) {
+void recur(const std::int16_t* gates, std::size_t width, Share channels, std::int16_t* h,
+           std::uint8_t* mixed) {
     const std::int16_t* candidate = gates + width;
     const std::int16_t* out_gate = gates + 2 * width;
-    for (std::size_t c = 0; c < width; ++c) {
+    for (std::size_t c = channels.first; c < channels.last; ++c) {
         const std::int32_t u = gates[c];
         const std::int32_t state = h[c] + ((u * u * (candidate[c] - h[c]) + 512) >> 10);
         const std::int32_t gated = (state * out_gate[c] + 1024) >> 11;
         h[c] = static_cast<std::int16_t>(state);
-        operand[c] =
+        mixed[c] =
             static_cast<std::uint8_t>(clip(gated, -kActivationMax, kActivationMax) + kUnsigned);
     }
 }
@@ -125,37 +149,47 @@ void mix_time(const Work& work, std::size_t number) {
     const Scratch& scratch = work.scratch;
     const std::size_t width = model.width;
     const std::size_t rows = work.lanes * work.time;
+    const Share share = share_of(work, width / kBlock);
     norm_and_shift(work, number, 0);
-    product<Dot>(layer.in, scratch.operand, width, rows,
-                 [&](std::size_t block, std::size_t row, const std::int32_t* values) {
-                     constexpr std::int32_t low[] = {0, -kStateMax, -kActivationMax};
-                     constexpr std::int32_t high[] = {kGateMax, kStateMax, kActivationMax};
-                     const std::size_t section = block * kBlock / width;
-                     std::int16_t* to = scratch.gates + row * 3 * width + block * kBlock;
-                     for (std::size_t o = 0; o < kBlock; ++o)
-                         to[o] = static_cast<std::int16_t>(
-                             clip(values[o], low[section], high[section]));
-                 });
+    const auto gate = [&](std::size_t section, std::int32_t low, std::int32_t high) {
+        const std::size_t skipped = section * width / kBlock;
+        product<Dot>(layer.in, {skipped + share.first, skipped + share.last}, scratch.operand,
+                     width, rows,
+                     [&](std::size_t block, std::size_t row, const std::int32_t* values) {
+                         std::int16_t* to = scratch.gates + row * 3 * width + block * kBlock;
+                         for (std::size_t o = 0; o < kBlock; ++o)
+                             to[o] = static_cast<std::int16_t>(clip(values[o], low, high));
+                     });
+    };
+    gate(0, 0, kGateMax);
+    gate(1, -kStateMax, kStateMax);
+    gate(2, -kActivationMax, kActivationMax);
+    const Share channels{share.first * kBlock, share.last * kBlock};
     for (std::size_t lane = 0; lane < work.lanes; ++lane) {
         std::int16_t* h = work.state.h + (lane * model.layers + number) * width;
         for (std::size_t t = 0; t < work.time; ++t) {
             const std::size_t row = lane * work.time + t;
-            recur(scratch.gates + row * 3 * width, width, h, scratch.operand + row * width);
+            recur(scratch.gates + row * 3 * width, width, channels, h,
+                  scratch.mixed + row * width);
         }
     }
+    wait_for_team(work);
+    keep_last(work, number, 0);
 }
 
 // x += matrix * operand, clipped.
 template <class Dot>
 void add_product(const Work& work, const Matrix& matrix, const std::uint8_t* operand) {
     const std::size_t width = work.model->width;
-    product<Dot>(matrix, operand, matrix.inputs, work.lanes * work.time,
+    product<Dot>(matrix, share_of(work, width / kBlock), operand, matrix.inputs,
+                 work.lanes * work.time,
                  [&](std::size_t block, std::size_t row, const std::int32_t* values) {
                      std::int16_t* x = work.scratch.x + row * width + block * kBlock;
                      for (std::size_t o = 0; o < kBlock; ++o)
                          x[o] = static_cast<std::int16_t>(
                              clip(x[o] + values[o], -kResidualMax, kResidualMax));
                  });
+    wait_for_team(work);
 }
 
 template <class Dot>
@@ -164,7 +198,8 @@ void mix_channels(const Work& work, std::size_t number) {
     const Scratch& scratch = work.scratch;
     const std::size_t stride = layer.down.inputs;
     norm_and_shift(work, number, 1);
-    product<Dot>(layer.up, scratch.operand, work.model->width, work.lanes * work.time,
+    product<Dot>(layer.up, share_of(work, layer.up.outputs / kBlock), scratch.operand,
+                 work.model->width, work.lanes * work.time,
                  [&](std::size_t block, std::size_t row, const std::int32_t* values) {
                      std::uint8_t* to = scratch.squares + row * stride + block * kBlock;
                      for (std::size_t o = 0; o < kBlock; ++o) {
@@ -173,6 +208,8 @@ void mix_channels(const Work& work, std::size_t number) {
                              static_cast<std::uint8_t>(smaller((z * z + 128) >> 8, kSquareMax));
                      }
                  });
+    wait_for_team(work);
+    keep_last(work, number, 1);
     add_product<Dot>(work, layer.down, scratch.squares);
 }
 
@@ -189,9 +226,10 @@ void predict(const Work& work) {
         for (std::size_t c = 0; c < width; ++c)
             operand[c] = static_cast<std::uint8_t>(n[c] + kUnsigned);
     }
-    product<Dot>(model.head, scratch.operand, width, rows,
-                 [&](std::size_t block, std::size_t row, const std::int32_t* values) {
-                     std::int16_t* to = scratch.logits[row] + block * kBlock;
+    product<Dot>(model.head, share_of(work, model.head.outputs / kBlock), scratch.operand, width,
+                 rows, [&](std::size_t block, std::size_t row, const std::int32_t* values) {
+                     const std::size_t at = row / work.time * work.stride + row % work.time;
+                     std::int16_t* to = work.logits + at * model.vocab + block * kBlock;
                      const std::size_t left = model.vocab - block * kBlock;
                      if (left >= kBlock) {
                          for (std::size_t o = 0; o < kBlock; ++o)
@@ -208,20 +246,20 @@ void predict(const Work& work) {
 template <class Dot>
 void run(const Work& work) {
     const Model& model = *work.model;
+    const Share share = share_of(work, model.width / kBlock);
     for (std::size_t lane = 0; lane < work.lanes; ++lane) {
-        std::int64_t before = work.state.token[lane];
-        for (std::size_t t = 0; t < work.time; ++t) {
-            const std::size_t row = lane * work.time + t;
-            const std::size_t at = lane * work.stride + t;
-            embed(model, before, work.tokens[at], work.scratch.x + row * model.width);
-            before = work.tokens[at];
-            work.scratch.logits[row] = work.logits + at * model.vocab;
-        }
-        work.state.token[lane] = before;
+        const std::int64_t* tokens = work.tokens + lane * work.stride;
+        std::int16_t* x = work.scratch.x + lane * work.time * model.width;
+        for (std::size_t t = 0; t < work.time; ++t)
+            embed(model, t == 0 ? work.state.token[lane] : tokens[t - 1], tokens[t], share,
+                  x + t * model.width);
     }
+    wait_for_team(work);
+    for (std::size_t lane = 0; work.member == 0 && lane < work.lanes; ++lane)
+        work.state.token[lane] = work.tokens[lane * work.stride + work.time - 1];
     for (std::size_t number = 0; number < model.layers; ++number) {
         mix_time<Dot>(work, number);
-        add_product<Dot>(work, model.layer[number].out, work.scratch.operand);
+        add_product<Dot>(work, model.layer[number].out, work.scratch.mixed);
         mix_channels<Dot>(work, number);
     }
     predict<Dot>(work);

@@ -50,8 +50,8 @@ public:
     }
 
     Matrix view() const {
-        return {inputs_,      outputs_,     weights_.data(), order_.data(),
-                grouped_.data(), bias_.data(), left_.data(), right_.data()};
+        return {inputs_,         outputs_,     weights_.data(), planes_.data(), order_.data(),
+                grouped_.data(), bias_.data(), left_.data(),    right_.data()};
     }
 
     // The largest absolute value of a result, before any clip.
@@ -118,7 +118,10 @@ private:
         std::int32_t widest = 0;
         for (std::int32_t value : operand.largest) widest = std::max(widest, value);
         const std::int32_t limit = 32767 / (widest + operand.offset());
-        weights_.assign(inputs_ * outputs_, 0);
+        if (interleaved)
+            weights_.resize(inputs_ * outputs_);
+        else
+            planes_.resize(inputs_ * outputs_);
         order_.reserve(quads * outputs_ / kBlock);
         for (std::size_t block = 0; block < outputs_ / kBlock; ++block) {
             const auto weight = [&](std::size_t input, std::size_t o) -> std::int8_t {
@@ -134,13 +137,17 @@ private:
                     bounds[i / kQuad][at + (w < 0)] += std::abs(w);
                 }
             const std::vector<std::size_t> order = group(bounds, limit);
-            std::int8_t* to = weights_.data() + block * inputs_ * kBlock;
+            std::size_t to = block * inputs_ * kBlock;
             for (std::size_t quad : order) {
                 order_.push_back(static_cast<std::uint16_t>(quad * kQuad));
                 for (std::size_t i = 0; i < kQuad; ++i)
-                    for (std::size_t o = 0; o < kBlock; ++o)
-                        to[interleaved ? o * kQuad + i : i * kBlock + o] =
-                            weight(quad * kQuad + i, o);
+                    for (std::size_t o = 0; o < kBlock; ++o) {
+                        const std::int8_t w = weight(quad * kQuad + i, o);
+                        if (interleaved)
+                            weights_[to + o * kQuad + i] = w;
+                        else
+                            planes_[to + i * kBlock + o] = w;
+                    }
                 to += kBlock * kQuad;
             }
         }
@@ -185,7 +192,8 @@ private:
     std::size_t inputs_;
     std::size_t outputs_;
     std::int64_t reach_ = 0;
-    std::vector<std::int8_t> weights_;
+    std::vector<std::int8_t> weights_;   // one of the two is empty
+    std::vector<std::int16_t> planes_;
     std::vector<std::uint16_t> order_;
     std::vector<std::uint16_t> grouped_;
     std::vector<std::int32_t> bias_;

@@ -4,19 +4,66 @@
 // the others get no processor, it does all of them. One job at a time; who finds the workers busy
 // runs its job alone. Which thread runs a piece cannot change a result.
 //
+// Pieces may also be run by a team: threads that are there at the same time and wait for each
+// other. Nobody waits for a thread that has not come: who is not there within some microseconds
+// is not in the team.
+//
 // A ticket is (job's number << 32 | pieces not yet begun). Whoever lowers it by one owns a piece
 // of that job; the job then stays in place until the piece is done.
 
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <vector>
 
 namespace lmfs::engine {
+
+// Where the members of a team wait for each other.
+class Barrier {
+public:
+    explicit Barrier(std::size_t members) : members_(members) {}
+
+    void wait() {
+        const std::size_t round = round_.load(std::memory_order_relaxed);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == members_) {
+            arrived_.store(0, std::memory_order_relaxed);
+            round_.store(round + 1, std::memory_order_release);
+            return;
+        }
+        spin_until([&] { return round_.load(std::memory_order_acquire) != round; });
+    }
+
+    // Until done(); gives the processor away when that takes long.
+    template <class Done>
+    static void spin_until(const Done& done) {
+        for (std::size_t spins = 0; !done(); ++spins)
+            if (spins < kSpins)
+                pause();
+            else
+                std::this_thread::yield();
+    }
+
+    static void pause() {
+#if defined(__GNUC__) && defined(__x86_64__)
+        __builtin_ia32_pause();
+#elif defined(__GNUC__) && defined(__aarch64__)
+        asm volatile("yield");
+#endif
+    }
+
+    static constexpr std::size_t kSpins = 4096;  // some 50 us: more than the coder's turn takes
+
+private:
+    std::size_t members_;
+    std::atomic<std::size_t> arrived_{0};
+    std::atomic<std::size_t> round_{0};
+};
 
 class Workers {
 public:
@@ -41,34 +88,69 @@ public:
             for (std::size_t k = 0; k < pieces; ++k) piece(k);
             return;
         }
-        start();
+        offer(pieces, piece);
+        while (work()) continue;
+        finish();
+    }
+
+    // member(k, team) for every member k of a team of at most `most`, all at the same time.
+    template <class Member>
+    void run_team(std::size_t most, const Member& member) {
+        most = std::min(most, threads_);
+        std::unique_lock<std::mutex> lock(busy_, std::defer_lock);
+        if (most < 2 || !lock.try_lock()) {
+            Barrier alone(1);
+            member(0, 1, alone);
+            return;
+        }
+        std::atomic<std::size_t> joined{1}, members{0};
+        std::optional<Barrier> barrier;
+        const auto join = [&](std::size_t) {
+            const std::size_t number = joined.fetch_add(1);
+            Barrier::spin_until([&] { return members.load(std::memory_order_acquire) != 0; });
+            member(number, members.load(std::memory_order_relaxed), *barrier);
+        };
+        offer(most - 1, join);
+        for (std::size_t spins = 0; spins < kJoinSpins && left(ticket_.load()) != 0; ++spins)
+            Barrier::pause();
+        const std::size_t absent = left(ticket_.fetch_and(~kLeft));
+        unfinished_.fetch_sub(absent, std::memory_order_relaxed);
+        barrier.emplace(most - absent);
+        members.store(most - absent, std::memory_order_release);
+        member(0, most - absent, *barrier);
+        finish();
+    }
+
+private:
+    static constexpr std::uint64_t kJobs = std::uint64_t{1} << 31;
+    static constexpr std::uint64_t kLeft = 0xffff'ffff;
+    static constexpr std::uint64_t kStop = ~kLeft;  // of no job: those are below kJobs
+    static constexpr std::size_t kJoinSpins = 200;  // some 3 us
+
+    static std::size_t left(std::uint64_t ticket) { return ticket & kLeft; }
+
+    template <class Piece>
+    void offer(std::size_t pieces, const Piece& piece) {
+        while (workers_.size() + 1 < threads_) workers_.emplace_back([this] { serve(); });
         call_ = [](const void* context, std::size_t k) { (*static_cast<const Piece*>(context))(k); };
         context_ = &piece;
         unfinished_.store(pieces, std::memory_order_relaxed);
         job_ = job_ % (kJobs - 1) + 1;
         ticket_.store(job_ << 32 | pieces);
         ticket_.notify_all();
-        while (work()) continue;
-        for (std::size_t spins = 0; unfinished_.load(std::memory_order_acquire) != 0; ++spins)
-            if (spins > kSpins) std::this_thread::yield();
     }
 
-private:
-    static constexpr std::uint64_t kJobs = std::uint64_t{1} << 31;
-    static constexpr std::uint64_t kStop = ~std::uint64_t{0};
-    static constexpr std::size_t kSpins = 4096;  // some 40 us: about as long as the coder takes
-
-    void start() {
-        while (workers_.size() + 1 < threads_) workers_.emplace_back([this] { serve(); });
+    void finish() {
+        Barrier::spin_until([&] { return unfinished_.load(std::memory_order_acquire) == 0; });
     }
 
     // One piece of the job there is, if any.
     bool work() {
         std::uint64_t ticket = ticket_.load(std::memory_order_acquire);
         do {
-            if (ticket == kStop || (ticket & 0xffff'ffff) == 0) return false;
+            if (left(ticket) == 0) return false;
         } while (!ticket_.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acq_rel));
-        call_(context_, (ticket & 0xffff'ffff) - 1);
+        call_(context_, left(ticket) - 1);
         unfinished_.fetch_sub(1, std::memory_order_release);
         return true;
     }
@@ -77,21 +159,14 @@ private:
         while (true) {
             while (work()) continue;
             std::uint64_t seen = ticket_.load();
-            for (std::size_t spins = 0; spins < kSpins && (seen & 0xffff'ffff) == 0; ++spins) {
-                pause();
+            for (std::size_t spins = 0; spins < Barrier::kSpins && seen != kStop && left(seen) == 0;
+                 ++spins) {
+                Barrier::pause();
                 seen = ticket_.load();
             }
             if (seen == kStop) return;
-            if ((seen & 0xffff'ffff) == 0) ticket_.wait(seen);
+            if (left(seen) == 0) ticket_.wait(seen);
         }
-    }
-
-    static void pause() {
-#if defined(__GNUC__) && defined(__x86_64__)
-        __builtin_ia32_pause();
-#elif defined(__GNUC__) && defined(__aarch64__)
-        asm volatile("yield");
-#endif
     }
 
     std::size_t threads_;

@@ -24,7 +24,8 @@ inline constexpr std::size_t kRows = 32;   // of one piece of work: what keeps i
 struct Matrix {
     std::size_t inputs;          // a multiple of kQuad
     std::size_t outputs;         // a multiple of kBlock
-    const std::int8_t* weights;  // [block][quad][kBlock][kQuad], or [block][quad][kQuad][kBlock]
+    const std::int8_t* weights;  // [block][quad][kBlock][kQuad]; or null, and
+    const std::int16_t* planes;  // [block][quad][kQuad][kBlock]
     const std::uint16_t* order;  // [block][quad]: where in x the quad begins
     const std::uint16_t* grouped;  // [block]: so many quads at the front lie in safe groups
     const std::int32_t* bias;      // [output]
@@ -66,14 +67,23 @@ struct State {
     std::int8_t* n;       // [lane][layer][2][width]: normalised activations of the token before
 };
 
-// Room for the rows of one piece of work.
+// Room for the rows of one piece of work. The members of a team share it, but for the two
+// buffers that each of them fills for itself.
 struct Scratch {
-    std::int16_t* x;         // [row][width], the residual stream
-    std::int8_t* n;          // [row][width]
-    std::uint8_t* operand;   // [row][width], + 128: what goes into a product
-    std::int16_t* gates;     // [row][3 width]: gate, candidate, output gate
-    std::uint8_t* squares;   // [row][inputs of down]
-    std::int16_t** logits;   // [row]: where they go
+    std::int16_t* x;        // [row][width], the residual stream
+    std::int16_t* gates;    // [row][3 width]: gate, candidate, output gate
+    std::uint8_t* mixed;    // [row][width], + 128: h and its gate multiplied
+    std::uint8_t* squares;  // [row][inputs of down]
+    std::int8_t* n;         // each member's: [row][width], normalised
+    std::uint8_t* operand;  // each member's: [row][width], + 128: what goes into a product
+};
+
+// Threads that run one piece of work together: each does its share of the outputs of every
+// product, and of the channels of what follows it.
+struct Team {
+    std::size_t members;
+    void (*wait)(void* context);  // until every member is there
+    void* context;
 };
 
 // `lanes` x `time` tokens to be run, lanes * time at most kRows.
@@ -86,6 +96,8 @@ struct Work {
     std::int16_t* logits;        // likewise: logits[(l * stride + t) * vocab]
     std::size_t stride;
     Scratch scratch;
+    Team team;
+    std::size_t member;  // which of the team this is
 };
 
 // Runs a piece of work; the state then is that after its tokens.
