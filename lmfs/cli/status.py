@@ -100,7 +100,7 @@ def _print_models(account: Account, console: Console) -> None:
     )
     break_even = account.break_even_bytes()
     if break_even is not None:
-        frozen = account.codecs["lm"].before
+        frozen = account.predicted.before
         state = "reached" if frozen >= break_even else "not reached yet"
         console.print(
             f"the models are paid for from {decimal(break_even)} of such text on; "

@@ -77,10 +77,21 @@ class Account:
         """The description that a decoder needs besides the coded data."""
         return sum(self.models.values())
 
+    @property
+    def predicted(self) -> CodecShare:
+        """The part of all chunks that cannot be decoded without a model's package."""
+        shares = [self.codecs[name] for name in ("lm", "mix") if name in self.codecs]
+        total = CodecShare()
+        for share in shares:
+            total.chunks += share.chunks
+            total.before += share.before
+            total.after += share.after
+        return total
+
     def break_even_bytes(self) -> int | None:
         """How much text must be frozen like this until the models are paid for; None if never."""
-        share = self.codecs.get("lm")
-        if share is None or share.after >= share.before:
+        share = self.predicted
+        if share.after >= share.before:
             return None
         saved = 1 - share.after / share.before
         return round(self.model_bytes / saved)
