@@ -13,26 +13,6 @@
 #endif
 
 namespace lmfs::engine {
-namespace {
-
-// Buffers on cache lines of their own.
-template <typename T>
-class Buffer {
-public:
-    explicit Buffer(std::size_t size)
-        : data_(static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t{64}))) {}
-    ~Buffer() { ::operator delete(data_, std::align_val_t{64}); }
-    Buffer(const Buffer&) = delete;
-    Buffer& operator=(const Buffer&) = delete;
-
-    T* data() const { return data_; }
-
-private:
-    T* data_;
-};
-
-}  // namespace
-
 // The buffers of one piece of work, for a team of some size.
 class Engine::Room {
 public:
@@ -48,7 +28,7 @@ public:
 
     std::size_t members() const { return members_; }
 
-    Scratch view(std::size_t member) const {
+    Scratch view(std::size_t member) {
         const std::size_t own = member * kRows * width_;
         return {x_.data(),       gates_.data(),   mixed_.data(),
                 squares_.data(), n_.data() + own, operand_.data() + own};
@@ -57,12 +37,12 @@ public:
 private:
     std::size_t members_;
     std::size_t width_;
-    Buffer<std::int16_t> x_;
-    Buffer<std::int16_t> gates_;
-    Buffer<std::uint8_t> mixed_;
-    Buffer<std::uint8_t> squares_;
-    Buffer<std::int8_t> n_;
-    Buffer<std::uint8_t> operand_;
+    AlignedVector<std::int16_t> x_;
+    AlignedVector<std::int16_t> gates_;
+    AlignedVector<std::uint8_t> mixed_;
+    AlignedVector<std::uint8_t> squares_;
+    AlignedVector<std::int8_t> n_;
+    AlignedVector<std::uint8_t> operand_;
 };
 
 Lanes Lanes::select(const std::int64_t* lanes, std::size_t count) const {
@@ -119,7 +99,7 @@ void Engine::run(Lanes& lanes, const std::int64_t* tokens, std::size_t time,
                                         " is not in the vocabulary");
     if (lanes.size() == 0 || time == 0) return;
     // Some lanes, all their tokens: in windows of as many tokens as there is room for.
-    const auto run_lanes = [&](std::size_t first, std::size_t count, const Room& room, Team team,
+    const auto run_lanes = [&](std::size_t first, std::size_t count, Room& room, Team team,
                                std::size_t member) {
         const std::size_t window = kRows / count;
         for (std::size_t at = 0; at < time; at += window) {

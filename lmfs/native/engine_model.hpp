@@ -98,7 +98,7 @@ private:
     void check_sizes() const {
         const Sizes& s = sizes_;
         if (!std::has_single_bit(s.width) || s.width < kBlock || s.width > 512)
-            throw std::invalid_argument("width: expected a power of two from 16 to 512, got " +
+            throw std::invalid_argument("width: expected a power of two from 32 to 512, got " +
                                         std::to_string(s.width));
         const auto within = [](const char* name, std::size_t value, std::size_t most) {
             if (value < 1 || value > most)

@@ -13,7 +13,7 @@
 
 namespace lmfs::engine {
 
-inline constexpr std::size_t kBlock = 16;  // outputs that are computed together
+inline constexpr std::size_t kBlock = 32;  // outputs that are computed together
 inline constexpr std::size_t kQuad = 4;    // inputs that one instruction sums
 inline constexpr std::size_t kGroup = 4;   // quads whose sum of products still fits 16 bits
 inline constexpr std::size_t kRows = 32;   // of one piece of work: what keeps it in the L2 cache

@@ -1,0 +1,17 @@
+// The engine for AVX-512 VNNI, in its form for registers of 256 bits.
+
+#include "engine_isa.hpp"
+#include "engine_vnni.hpp"
+
+namespace lmfs::engine {
+namespace {
+
+__m256i dot(__m256i total, __m256i bytes, __m256i weights) {
+    return _mm256_dpbusd_epi32(total, bytes, weights);
+}
+
+}  // namespace
+
+void run_avx512_vnni(const Work& work) { run<VnniDot>(work); }
+
+}  // namespace lmfs::engine

@@ -1,0 +1,62 @@
+// The engine for processors that multiply unsigned by signed bytes and add four products in 32
+// bits with one instruction, which does not saturate. A file that includes this one defines
+// dot(total, bytes, weights), that instruction. What is packed for AVX2 serves here too.
+
+#pragma once
+
+#include <immintrin.h>
+
+#include "engine_kernel.hpp"
+
+namespace lmfs::engine {
+namespace {
+
+__m256i dot(__m256i total, __m256i bytes, __m256i weights);
+
+struct VnniDot {
+    static constexpr std::size_t kTile = 1;
+    static constexpr std::size_t kVectors = kBlock / 8;
+
+    static __m256i load(const void* data) {
+        return _mm256_loadu_si256(static_cast<const __m256i*>(data));
+    }
+
+    static __m256i quad_at(const std::uint8_t* x) {
+        std::int32_t quad;
+        __builtin_memcpy(&quad, x, sizeof quad);
+        return _mm256_set1_epi32(quad);
+    }
+
+    // Two sums for each output, since one would have to wait for itself.
+    static std::size_t multiply(const Matrix& matrix, std::size_t block, const std::uint8_t* x,
+                                std::size_t, std::size_t, std::int32_t (*values)[kBlock]) {
+        const std::size_t quads = matrix.inputs / kQuad;
+        static_assert(kBlock / kQuad % 2 == 0);  // inputs are padded to kBlock: quads is even
+        const std::uint16_t* order = matrix.order + block * quads;
+        const std::int8_t* weights = matrix.weights + block * matrix.inputs * kBlock;
+        __m256i total[2][kVectors];
+        for (std::size_t v = 0; v < kVectors; ++v)
+            total[0][v] = total[1][v] = _mm256_setzero_si256();
+        for (std::size_t quad = 0; quad < quads; quad += 2)
+#pragma GCC unroll 2
+            for (std::size_t k = 0; k < 2; ++k, weights += kQuad * kBlock) {
+                const __m256i bytes = quad_at(x + order[quad + k]);
+#pragma GCC unroll 8
+                for (std::size_t v = 0; v < kVectors; ++v)
+                    total[k][v] = dot(total[k][v], bytes, load(weights + v * 32));
+            }
+#pragma GCC unroll 8
+        for (std::size_t v = 0; v < kVectors; ++v) {
+            const std::size_t output = block * kBlock + v * 8;
+            const __m256i sum = _mm256_add_epi32(total[0][v], total[1][v]);
+            const __m256i shifted = _mm256_sllv_epi32(sum, load(matrix.left + output));
+            const __m256i whole = _mm256_add_epi32(shifted, load(matrix.bias + output));
+            _mm256_store_si256(reinterpret_cast<__m256i*>(values[0] + v * 8),
+                               _mm256_srav_epi32(whole, load(matrix.right + output)));
+        }
+        return 1;
+    }
+};
+
+}  // namespace
+}  // namespace lmfs::engine
