@@ -147,6 +147,10 @@ class Header:
             raise UsageError("codings in one member", expected="127 at most", got=len(self.codings))
         if (self.kind is Kind.FROZEN) != (self.store_id is not None):
             raise UsageError("only a frozen file carries a store's id, and always")
+        for coding in self.codings:
+            most = MAX_PRIMER_BYTES if coding.codec.predicts else 0
+            if not 0 <= coding.primer_bytes <= most:
+                raise UsageError("primer", expected=f"0 to {most} bytes", got=coding.primer_bytes)
         if len(self.primers) > 1:
             raise UsageError("primers in one member", expected="one at most", got=self.primers)
         if self.store_id is not None and len(self.store_id) != ID_BYTES:

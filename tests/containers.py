@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import io
+import itertools
 import random
 
 from lmfs import lmz
 from lmfs.codecs.choose import Chooser
+from lmfs.codecs.lm import LmCodec
+from lmfs.codecs.mix import MixCodec
+from lmfs.codecs.raw import RawCodec
+from lmfs.codecs.zstd import ZstdCodec
+from lmfs.container import CodecId, Coding
+from lmfs.models.package import ModelPackage
+from lmfs.native import Mixer
+from lmfs.profile import profile_2
 
 CHEAP = Chooser(zstd_level=3)
 STORE = bytes(range(16))
@@ -56,3 +65,53 @@ def blob_ranges(container: bytes, **options) -> list[range]:
                 strict=True,
             )
         ]
+
+
+def follows(chunks: list[bytes], limit: int) -> list[bytes]:
+    """Of the chunks before one, those that it follows: all that end in the primer."""
+    ends = itertools.accumulate(map(len, chunks))
+    return [chunk for chunk, end in zip(chunks, ends, strict=True) if end <= limit]
+
+
+class Planned:
+    """Codes every chunk as a plan says (it begins anew at its end), and as FORMAT.md says."""
+
+    NAMES = ("raw", "zstd", "mix", "lm", "lm+")
+
+    def __init__(self, package: ModelPackage, plan: str, primer_bytes: int) -> None:
+        ids = package.id, profile_2().id
+        self.codings = [
+            Coding(CodecId.RAW),
+            Coding(CodecId.ZSTD),
+            Coding(CodecId.MIX, *ids, primer_bytes),
+            Coding(CodecId.LM, *ids),
+            Coding(CodecId.LM, *ids, primer_bytes),
+        ]
+        lm = LmCodec(package, profile_2())
+        self.codecs = [RawCodec(), ZstdCodec(), MixCodec(package, profile_2()), lm, lm]
+        self.plan = [self.NAMES.index(name) for name in plan.split()]
+        self.vocabulary = package.tokenizer().vocabulary
+
+    def state(self, before: list[bytes], limit: int) -> Mixer:
+        mixer = Mixer(profile_2().mixer, self.vocabulary)
+        for chunk in follows(before, limit):
+            mixer.prime(chunk, len(chunk))
+        return mixer
+
+    def blob(self, number: int, chunk: bytes, before: list[bytes]) -> bytes:
+        limit = self.codings[number].primer_bytes
+        after = self.state(before, limit) if limit else None
+        (blob,) = self.codecs[number].encode([chunk], after)
+        return blob
+
+    def primer(self) -> list[bytes]:
+        return []  # of a member: its chunks so far
+
+    def choose(self, chunks: list[bytes], before: list[bytes]) -> list[tuple[int, bytes]]:
+        chosen = []
+        for chunk in chunks:
+            number = self.plan[len(before) % len(self.plan)]
+            blob = self.blob(number, chunk, before)
+            chosen.append((number, blob) if 0 < len(blob) < len(chunk) else (0, chunk))
+            before.append(chunk)
+        return chosen

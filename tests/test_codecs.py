@@ -9,19 +9,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmfs.codecs import open_codec
-from lmfs.codecs.choose import Chooser, looks_like_text
+from lmfs.codecs.choose import LEVELS, Chooser, looks_like_text
 from lmfs.codecs.lm import LmCodec
+from lmfs.codecs.mix import MixCodec
 from lmfs.codecs.raw import RawCodec
 from lmfs.codecs.zstd import ZstdCodec
 from lmfs.container import CodecId, Coding
 from lmfs.errors import DamagedError, UnknownModelError, VersionError
-from lmfs.profile import PROFILE_1
+from lmfs.profile import PROFILE_1, profile_2
 from lmfs.types import Codec
 
+CODECS = {
+    "raw": lambda package: RawCodec(),
+    "zstd": lambda package: ZstdCodec(),
+    "lm": LmCodec,
+    "lm and mixer": lambda package: LmCodec(package, profile_2()),
+    "mix": lambda package: MixCodec(package, profile_2()),
+}
 
-@pytest.fixture(scope="module", params=["raw", "zstd", "lm"])
+
+@pytest.fixture(scope="module", params=CODECS)
 def codec(request, tiny) -> Codec:
-    return {"raw": RawCodec(), "zstd": ZstdCodec(), "lm": LmCodec(tiny)}[request.param]
+    return CODECS[request.param](tiny)
 
 
 @settings(max_examples=25, deadline=None)
@@ -33,6 +42,20 @@ def test_any_chunks_come_back_in_any_batch(codec, chunks):
     for chunk, blob in zip(chunks, blobs, strict=True):
         assert codec.encode([chunk]) == [blob]
         assert codec.decode([blob], [len(chunk)]) == [chunk]
+
+
+def test_chunks_that_follow_a_state_come_back(codec, tiny, text):
+    mixing = isinstance(codec, MixCodec) or getattr(codec, "profile", PROFILE_1) is not PROFILE_1
+    after = MixCodec(tiny, profile_2()).start()
+    after.prime(text[:2000], 500)
+    before = after.adaptive()
+    chunks = [text[1500:2300], text[3000:3100], b"\0\xff" * 50]
+    sizes = [len(chunk) for chunk in chunks]
+    blobs = codec.encode(chunks, after if mixing else None)
+    assert codec.decode(blobs, sizes, after if mixing else None) == chunks
+    assert [codec.encode([chunk], after if mixing else None)[0] for chunk in chunks] == blobs
+    assert after.adaptive() == before
+    assert (len(blobs[0]) < 0.6 * len(codec.encode(chunks)[0])) == mixing
 
 
 @settings(max_examples=60, deadline=None)
@@ -50,6 +73,8 @@ def test_codings_open_their_codecs(tiny):
     assert isinstance(open_codec(Coding(CodecId.ZSTD)), ZstdCodec)
     lm = Coding(CodecId.LM, tiny.id, PROFILE_1.id)
     assert isinstance(open_codec(lm, [tiny.path.parent]), LmCodec)
+    mix = Coding(CodecId.MIX, tiny.id, profile_2().id, 5)
+    assert isinstance(open_codec(mix, [tiny.path.parent]), MixCodec)
     with pytest.raises(UnknownModelError, match="77777777"):
         open_codec(Coding(CodecId.LM, b"\x77" * 16, PROFILE_1.id))
     with pytest.raises(VersionError, match="profile"):
@@ -61,40 +86,63 @@ def text(data) -> bytes:
     return (data / "alice29.txt").read_bytes()
 
 
+def choose(chooser: Chooser, chunks: list[bytes]) -> list[tuple[int, bytes]]:
+    return chooser.choose(chunks, chooser.primer())
+
+
 def test_each_chunk_gets_the_smallest(tiny, text):
     noise = random.Random(1).randbytes(2000)
-    chunks = [noise, b"ab" * 1000, text[5000:7000], b"x", text[:300]]
-    chooser = Chooser(tiny)
-    chosen = chooser.choose(chunks)
-    codecs = [RawCodec(), ZstdCodec(), LmCodec(tiny)]
+    chunks = [noise, b"a\0b" * 700, text[5000:7000], b"x", text[:300], b"the same again. " * 500]
+    chosen = choose(Chooser(tiny, 8, primer_bytes=0), chunks)
+    profile = profile_2()
+    codecs = [RawCodec(), ZstdCodec(), MixCodec(tiny, profile), LmCodec(tiny, profile)]
     for chunk, (number, blob) in zip(chunks, chosen, strict=True):
         assert codecs[number].decode([blob], [len(chunk)]) == [chunk]
         assert 0 < len(blob) <= len(chunk)
     assert [number for number, _ in chosen[:2]] == [0, 1]
     assert chosen[3] == (0, b"x")
-    for i in (2, 4):
+    for i in (2, 4, 5):
         sizes = [len(codec.encode([chunks[i]])[0]) for codec in codecs]
         assert len(chosen[i][1]) == min(sizes)
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_a_level_tries(tiny, text, level):
+    chooser = Chooser(tiny, level)
+    codecs = {coding.codec for coding in chooser.codings}
+    assert codecs == {*CodecId} - ({CodecId.LM} if level < 5 else set()) - (
+        {CodecId.MIX} if level < 3 else set()
+    )
+    primers = {coding.primer_bytes for coding in chooser.codings if coding.codec is CodecId.MIX}
+    assert primers == ({LEVELS[level].primer_bytes} if level >= 3 else set())
+    for number, blob in choose(chooser, [text[:2000]]):
+        assert chooser.codings[number].codec in codecs
+        assert len(blob) < 1200
+    assert {coding.codec for coding in Chooser(None, level).codings} == {CodecId.RAW, CodecId.ZSTD}
+
+
 class Recorder:
-    """Stands for the model codec, and remembers what it was asked to code."""
+    """Stands for a codec that predicts, and remembers what it was asked to code with a model."""
 
-    def __init__(self) -> None:
+    def __init__(self, answer: bytes = b"tiny") -> None:
         self.asked: list[bytes] = []
+        self.answer = answer
 
-    def encode(self, chunks):
+    def encode_after(self, chunks, afters):
         self.asked += chunks
-        return [b"tiny"] * len(chunks)
+        return [[self.answer] * len(afters) for _ in chunks]
 
-    def decode(self, blobs, sizes):
-        raise AssertionError
+    def encode(self, chunks, after=None):
+        return [self.answer] * len(chunks)
+
+    def start(self):
+        return None
 
 
 def test_the_model_is_woken_for_text_only(tiny, text):
     chooser = Chooser(tiny)
     recorder = Recorder()
-    chooser._codecs[2] = recorder
+    chooser._lm = recorder
     for left_asleep in (
         random.Random(2).randbytes(5000),
         text[:255],
@@ -102,7 +150,7 @@ def test_the_model_is_woken_for_text_only(tiny, text):
         text[:5000].decode().encode("utf-16-le"),
         bytes(5000),
     ):
-        chooser.choose([left_asleep])
+        choose(chooser, [left_asleep])
         assert recorder.asked == []
     german = (
         "Habe nun, ach! Philosophie, Juristerei und Medizin, und leider auch Theologie durchaus "
@@ -112,17 +160,17 @@ def test_the_model_is_woken_for_text_only(tiny, text):
     ).encode()
     woken_by = [text[:256], text[:5000], german]
     for chunk in woken_by:
-        chooser.choose([chunk])
+        choose(chooser, [chunk])
     assert recorder.asked == woken_by
-    assert chooser.choose([text[:300], b"x"]) == [(2, b"tiny"), (0, b"x")]
+    assert choose(chooser, [text[:300], b"x"]) == [(3, b"tiny"), (0, b"x")]
 
 
 def test_a_blob_is_never_empty(tiny, text):
-    chooser = Chooser(tiny)
-    recorder = Recorder()
-    recorder.encode = lambda chunks: [b""] * len(chunks)
-    chooser._codecs[2] = recorder
-    assert chooser.choose([text[:1000]])[0][0] == 1
+    chooser = Chooser(tiny, primer_bytes=0)
+    chooser._lm = Recorder(b"")
+    assert choose(chooser, [text[:1000]])[0][0] == 2
+    chooser._mix = Recorder(b"")
+    assert choose(chooser, [text[:1000]])[0][0] == 1
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=("Cc", "Cs")), min_size=1))

@@ -21,6 +21,9 @@ from lmfs.errors import DamagedError, FormatError, LmfsError, UsageError, Versio
 MODEL = Coding(CodecId.LM, bytes(range(16)), bytes(range(16, 32)))
 CODINGS = (Coding(CodecId.RAW), Coding(CodecId.ZSTD), MODEL)
 HEADER = Header(Kind.ARCHIVE, 1000, CODINGS)
+IDS = MODEL.model_id, MODEL.profile_id
+PRIMED_CODINGS = (MODEL, Coding(CodecId.MIX, *IDS, 0x12345), Coding(CodecId.LM, *IDS, 0x12345))
+PRIMED = Header(Kind.ARCHIVE, 1000, PRIMED_CODINGS)
 FROZEN = Header(Kind.FROZEN, 1 << 24, CODINGS[:1], bytes(range(100, 116)))
 
 
@@ -65,7 +68,7 @@ def test_both_varint_readers_refuse_the_same_bytes(data):
         assert one_by_one is None
 
 
-@pytest.mark.parametrize("header", [HEADER, FROZEN, Header(Kind.ARCHIVE, 1, ())])
+@pytest.mark.parametrize("header", [HEADER, FROZEN, PRIMED, Header(Kind.ARCHIVE, 1, ())])
 def test_headers_come_back(header):
     packed = header.pack()
     assert container.header_length(packed[:24]) == len(packed)
@@ -76,9 +79,14 @@ def test_a_header_is_laid_out_as_specified():
     packed = Header(Kind.ARCHIVE, 0x12345, (MODEL,)).pack()
     assert packed[:24].hex() == "8b4c4d5a0d0a1a0a01000000400000004523010001000000"
     assert packed[24:-4] == bytes([1, 34, 2, 5, *range(32)])
+    primed = Header(Kind.ARCHIVE, 0x12345, PRIMED_CODINGS[1:]).pack()
+    assert primed[24:-4] == b"".join(
+        bytes([1, 38, codec, 13, *range(32), 0x45, 0x23, 1, 0]) for codec in (3, 2)
+    )
+    assert (PRIMED.primer_bytes, HEADER.primer_bytes) == (0x12345, 0)
 
 
-@pytest.mark.parametrize("header", [HEADER, FROZEN])
+@pytest.mark.parametrize("header", [HEADER, FROZEN, PRIMED])
 def test_every_flipped_byte_of_a_header_is_noticed(header):
     packed = header.pack()
     for at in range(len(packed)):
@@ -100,7 +108,7 @@ def test_every_flipped_byte_of_a_header_is_noticed(header):
         pytest.param(11, 1, id="high flags"),
         pytest.param(21, 1, id="reserved"),
         pytest.param(23, 0x80, id="last reserved"),
-        pytest.param(26, 3, id="unknown codec"),
+        pytest.param(26, 4, id="unknown codec"),
         pytest.param(27, 2, id="primer"),
         pytest.param(27, 0x80, id="unknown coding flag"),
     ],
@@ -135,6 +143,16 @@ def test_unknown_records_are_skipped_unless_critical():
         pytest.param(b"\x01\x03\x00\x00\x00", id="raw with more"),
         pytest.param(b"\x01\x02\x02\x00", id="lm without ids"),
         pytest.param(b"\x01\x22\x00\x05" + bytes(32), id="raw with ids"),
+        pytest.param(b"\x01\x06\x00\x08\x01\0\0\0", id="raw with a primer"),
+        pytest.param(b"\x01\x06\x01\x08\x01\0\0\0", id="zstd with a primer"),
+        pytest.param(b"\x01\x02\x01\x08", id="zstd with a primer of no length"),
+        pytest.param(b"\x01\x06\x03\x08\x01\0\0\0", id="mix without ids"),
+        pytest.param(b"\x01\x22\x03\x0d" + bytes(32), id="a primer without a length"),
+        pytest.param(b"\x01\x27\x03\x0d" + bytes(36) + b"\1", id="a primer with more"),
+        pytest.param(b"\x01\x26\x03\x05" + bytes(36), id="a length without a primer"),
+        pytest.param(b"\x01\x26\x03\x0d" + bytes(36), id="a primer of 0 bytes"),
+        pytest.param(b"\x01\x26\x02\x0d" + bytes(32) + b"\1\0\0\1", id="a primer beyond 16 MiB"),
+        pytest.param(b"\x01\x26\x02\x0d" + bytes(32) + b"\0\0\0\x80", id="a negative primer"),
         pytest.param(b"\x03\x10" + bytes(16), id="store in an archive"),
         pytest.param(b"\x01\x02\x00\x00", id="a coding too many for the bits"),
         pytest.param(b"\x01\x02\x00\x00" * 125, id="codings beyond count"),
@@ -143,6 +161,41 @@ def test_unknown_records_are_skipped_unless_critical():
 def test_records_that_cannot_be_are_refused(record):
     with pytest.raises(DamagedError):
         container.parse_header(with_record(HEADER.pack(), record))
+
+
+def test_primers_up_to_16_mib_are_read():
+    for length in (1, 16 << 20):
+        header = Header(Kind.ARCHIVE, 1000, (Coding(CodecId.MIX, *IDS, length),))
+        assert container.parse_header(header.pack()) == header
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Coding(CodecId.LM, *IDS, 0x12346),
+        Coding(CodecId.MIX, bytes(16), MODEL.profile_id, 0x12345),
+        Coding(CodecId.LM, MODEL.model_id, bytes(16), 0x12345),
+    ],
+    ids=["length", "model", "profile"],
+)
+def test_two_different_primers_are_refused(other):
+    with pytest.raises(UsageError, match="primers"):
+        Header(Kind.ARCHIVE, 1000, (*PRIMED_CODINGS[:2], other))
+    one = Header(Kind.ARCHIVE, 1000, PRIMED_CODINGS[:2]).pack()
+    another = Header(Kind.ARCHIVE, 1000, (other,)).pack()[24:-4]
+    assert len(Header(Kind.ARCHIVE, 1000, PRIMED_CODINGS).pack()) == len(one) + len(another)
+    with pytest.raises(DamagedError, match="primers"):
+        container.parse_header(with_record(one, another))
+
+
+@pytest.mark.parametrize("flags", [flag for flag in range(256) if flag & ~13])
+def test_unknown_coding_flags_are_a_newer_lmfs(flags):
+    """Whatever the codec, and however long the record is then."""
+    for codec in CodecId:
+        for size in (0, 4, 32, 36, 52):
+            record = bytes([1, 2 + size, codec, flags]) + bytes(size)
+            with pytest.raises(VersionError):
+                container.parse_header(with_record(HEADER.pack(), record))
 
 
 def test_headers_that_cannot_be_are_not_made():

@@ -56,7 +56,7 @@ def test_more_chunks_than_lanes(codec, text):
 
 def test_coded_size_is_the_models_code_length(codec, text):
     chunks = [text[:16384], text[16384:20000], b"\x00\xff" * 500, b"e"]
-    for encoder, blob in zip(codec.encoders(chunks), codec.encode(chunks), strict=True):
+    for (encoder,), blob in zip(codec.encoders(chunks), codec.encode(chunks), strict=True):
         assert len(blob) * 8 <= encoder.ideal_bits * 1.001 + 64
         assert len(blob) * 8 >= encoder.ideal_bits - 8
 

@@ -10,7 +10,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from containers import CHEAP, STORE, packed, reader, recovered, sample
+from containers import CHEAP, STORE, Planned, packed, reader, recovered, sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -68,9 +68,7 @@ def test_any_bytes_at_any_offset(data, reads, chunk_size):
 @given(words=st.text(max_size=200), chunk_size=st.integers(1, 40))
 def test_the_model_codes_any_text_cut_anywhere(tiny, words, chunk_size):
     data = words.encode("utf-8", "surrogatepass")
-    chooser = Chooser(tiny)
-    chooser._may_wake_model = lambda chunk, best: True
-    container = packed(data, chunk_size, chooser=chooser)
+    container = packed(data, chunk_size, chooser=Planned(tiny, "lm mix lm+", 3 * chunk_size))
     with reader(container, model_search=[tiny.path.parent]) as whole:
         assert whole.read() == data
 
@@ -121,7 +119,10 @@ def test_overhead_of_a_chunk(ratio):
 
         codings = (*Chooser().codings, Coding(CodecId.LM, bytes(16), bytes(16)))
 
-        def choose(self, chunks):
+        def primer(self):
+            return None
+
+        def choose(self, chunks, primer):
             rng = random.Random(len(chunks))
             sizes = (int(rng.gauss(1, 0.15) * 16384 / ratio) for _ in chunks)
             return [(2, bytes(max(1, min(16384, size)))) for size in sizes]

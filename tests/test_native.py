@@ -13,13 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lmfs.native import (
-    PROBABILITY_BITS,
-    TokenDecoder,
-    TokenEncoder,
-    Vocabulary,
-    decode_varints,
-)
+from lmfs.native import PROBABILITY_BITS, TokenDecoder, TokenEncoder, Vocabulary
 from lmfs.profile import PROFILE_1
 
 SINGLE = [bytes([byte]) for byte in range(256)]
@@ -406,46 +400,3 @@ def test_the_bytes_that_were_once_written() -> None:
     assert blob.hex() == (
         "754351c915e6f935dde85cda8e18e6675c4e386cb52fc11de275bacf001330e57efbe927d51c45bf049f1b737239"
     )
-
-
-# Varints
-
-
-def varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
-
-
-@given(st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 300)))
-def test_varints(values: list[int]) -> None:
-    decoded = decode_varints(b"".join(map(varint, values)))
-    assert decoded.dtype == np.uint64
-    assert decoded.tolist() == values
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"\x80", "ends inside"),
-        (b"\x05\xff\xff", "ends inside"),
-        (b"\xff" * 9 + b"\x02", "more than 64 bits"),
-        (b"\x80" * 10 + b"\x00", "more than 64 bits"),
-        (b"\xff" * 10, "more than 64 bits"),
-    ],
-)
-def test_what_is_no_varint(data: bytes, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        decode_varints(data)
-
-
-@given(st.binary(max_size=40))
-def test_any_bytes_are_varints_or_an_error(data: bytes) -> None:
-    try:
-        values = decode_varints(data).tolist()
-    except ValueError:
-        return
-    assert len(values) == sum(byte < 0x80 for byte in data)
-    assert all(0 <= value < 2**64 for value in values)

@@ -6,9 +6,14 @@ from decimal import ROUND_HALF_UP, Decimal, localcontext
 
 import numpy as np
 import pytest
+import reference_mixer
 
 from lmfs.errors import VersionError
-from lmfs.profile import ID_BYTES, PROFILE_1, CoderProfile, profile_by_id
+from lmfs.profile import ID_BYTES, PROFILE_1, CoderProfile, profile_2, profile_by_id
+
+# Until profile 2 is released its data may be learned anew; then this constant changes with it:
+#     python -c "from lmfs.profile import profile_2; print(profile_2().id.hex())"
+PROFILE_2_ID = "ddef9cdf9f2e1c9a58b6ddd6259bf580"
 
 
 def test_the_table_is_the_rounded_exponential() -> None:
@@ -32,10 +37,51 @@ def test_the_id_is_the_released_one() -> None:
     assert profile_by_id(PROFILE_1.id) is PROFILE_1
 
 
-def test_the_id_covers_description_and_table() -> None:
+def test_the_id_of_profile_2() -> None:
+    """Golden, likewise: all else of the mixer's data is compared with nothing."""
+    assert profile_2().id.hex() == PROFILE_2_ID
+    assert profile_by_id(profile_2().id) is profile_2()
+
+
+def test_profile_2_is_profile_1_with_a_mixer() -> None:
+    assert profile_2().table is PROFILE_1.table
+    assert (PROFILE_1.mixer, PROFILE_1.mixer_data) == (None, b"")
+    assert profile_2().mixer is not None
+    assert profile_2().description.splitlines()[2:] == PROFILE_1.description.splitlines()[2:]
+    assert "mixer: 2" in profile_2().description
+    assert "coder profile 2" in profile_2().description
+
+
+def test_what_the_mixers_tables_hold() -> None:
+    """What arithmetic without overflow, and a mixture that means something, rest on."""
+    tables, adaptive = reference_mixer.split(profile_2().mixer_data)
+    stretch = tables["stretch"].astype(int)
+    by_p16, below, above = np.split(stretch, 3)
+    for rising in (by_p16, below, above[::-1]):
+        assert np.all(np.diff(rising) >= 0)
+    assert below[-1] <= by_p16[256]
+    assert by_p16[-257] <= above[-1]
+    assert np.abs(stretch).max() <= reference_mixer.MAX_STRETCH
+    squash = tables["squash"].astype(int)
+    assert np.all(np.diff(squash) >= 0)
+    assert 1 <= squash[0] < squash[-1] <= (1 << 22) - 1
+    exact = np.clip(np.rint((1 << 22) / (1 + np.exp((2048 - np.arange(4096)) / 128))), 1, None)
+    assert np.abs(squash - exact).max() <= 1
+    counts = np.arange(1024) + 1.5
+    assert np.abs(tables["reciprocal"] * counts - 65536).max() < 1100
+    assert np.all(tables["next"][:, 0] > 0)  # what has been seen is not forgotten at once
+    for name in reference_mixer.COUNTERS:
+        assert int((adaptive[name] & 1023).max()) <= reference_mixer.COUNT_LIMIT
+
+
+def test_the_id_covers_description_table_and_mixer() -> None:
     table = PROFILE_1.table.copy()
     assert CoderProfile(PROFILE_1.description, table).id == PROFILE_1.id
     assert CoderProfile(PROFILE_1.description + " ", table).id != PROFILE_1.id
+    mixed = profile_2()
+    assert CoderProfile(mixed.description, mixed.table, mixed.mixer_data).id == mixed.id
+    changed = bytes([*mixed.mixer_data[:-1], mixed.mixer_data[-1] ^ 1])
+    assert CoderProfile(mixed.description, mixed.table, changed).id != mixed.id
     table = table.copy()
     table[5] += 1
     assert CoderProfile(PROFILE_1.description, table).id != PROFILE_1.id

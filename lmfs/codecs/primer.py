@@ -50,6 +50,12 @@ class Primer:
             else:
                 self._unseen.append(chunk)
 
+    def lost(self, start: int, size: int) -> None:
+        """The chunk that is there cannot be had; nothing follows it if it ends behind the limit."""
+        with self._lock:
+            if start == self.end and start + size > self.limit:
+                self.complete = True
+
     def chunk_at(self, start: int) -> bytes | None:
         """The known chunk that begins there."""
         return self._chunks.get(start)

@@ -75,9 +75,12 @@ class FrameDecoder:
                 stop += 1
             decoded = self.decode_unchecked(rest[:stop], primer)
             for frame, chunk in zip(rest, decoded, strict=False):
-                chunks.append(self._checked(frame, chunk))
-                if isinstance(chunks[-1], bytes) and primer.wants(frame.start):
-                    primer.feed(chunks[-1])
+                checked = self._checked(frame, chunk)
+                chunks.append(checked)
+                if isinstance(checked, DamagedError):
+                    primer.lost(frame.start, frame.size)
+                elif primer.wants(frame.start):
+                    primer.feed(checked)
         return chunks
 
     def _decode_next(self, frame: Frame, primer: Primer) -> bytes | DamagedError:
@@ -95,6 +98,8 @@ class FrameDecoder:
         chunk = self._checked(frame, decoded)
         if isinstance(chunk, bytes):
             primer.feed(chunk, mixer)
+        else:
+            primer.lost(frame.start, frame.size)
         return chunk
 
     def decode_unchecked(

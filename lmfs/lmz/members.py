@@ -219,7 +219,12 @@ class Chunks:
             whole = [frame for frame in frames if isinstance(frame, Frame)]
             decoded = iter(self._decoder.decode(whole, primer))
             for i, frame in zip(wanted, frames, strict=True):
-                found[i] = next(decoded) if isinstance(frame, Frame) else frame
+                if isinstance(frame, Frame):
+                    found[i] = next(decoded)
+                else:
+                    found[i] = frame
+                    place = i - member.first_chunk
+                    primer.lost(int(starts[place]), int(member.layout.sizes[place]))
         return found
 
     def _read_frames(self, indices: Sequence[int]) -> list[Frame | DamagedError]:

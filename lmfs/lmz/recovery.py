@@ -290,6 +290,8 @@ class _Walk:
                     return "a short chunk's size"
                 word, used = unpack_varint(data, used)
         except ValueError as reason:
+            if at + len(data) == self._end and len(data) < _LONGEST_HEAD:
+                return _Cut(header.chunk_size)
             return str(reason)
         coding, coded_size = word & header.escape, word >> header.coding_bits
         # Zeros, which lost sectors read as, would else be frames without end.
@@ -368,6 +370,8 @@ class _Walk:
             if not heads or not ends_well:
                 continue
             frame = self._frame(header, heads[0], start)
+            if frame.coding.primer_bytes and not self._primer.serves(start):
+                continue
             if frame.coding.codec.predicts:
                 if not guesses:
                     continue

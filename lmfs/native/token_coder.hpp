@@ -30,6 +30,12 @@ struct LogitRows {
     }
 };
 
+// Its tokens would be looked up among logits that are not there.
+inline void check_vocabulary(const Mixer& mixer, const Vocabulary& vocabulary) {
+    if (!(mixer.vocabulary() == vocabulary))
+        throw std::invalid_argument("a mixer of another vocabulary");
+}
+
 // One chunk.
 class TokenEncoder {
 public:
@@ -38,7 +44,9 @@ public:
         : vocabulary_(std::move(vocabulary)),
           table_(std::move(table)),
           cumulative_(table_, vocabulary_->size()),
-          mixer_(std::move(mixer)) {}
+          mixer_(std::move(mixer)) {
+        if (mixer_) check_vocabulary(*mixer_, *vocabulary_);
+    }
 
     TokenEncoder(const TokenEncoder&) = delete;
     TokenEncoder& operator=(const TokenEncoder&) = delete;
@@ -106,6 +114,7 @@ public:
             throw std::invalid_argument("decoder: as many sizes as blobs are needed");
         if (!mixers_.empty() && mixers_.size() != blobs_.size())
             throw std::invalid_argument("decoder: as many mixers as blobs are needed, or none");
+        for (const Mixer& mixer : mixers_) check_vocabulary(mixer, *vocabulary_);
         lanes_.reserve(blobs_.size());
         for (std::size_t i = 0; i < blobs_.size(); ++i) {
             const auto* blob = reinterpret_cast<const std::uint8_t*>(blobs_[i].data());

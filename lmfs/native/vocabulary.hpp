@@ -51,6 +51,11 @@ public:
 
     std::size_t size() const { return starts_.size() - 1; }
 
+    // Whether tokens mean the same.
+    bool operator==(const Vocabulary& other) const {
+        return this == &other || (starts_ == other.starts_ && bytes_ == other.bytes_);
+    }
+
     // token < size()
     std::string_view spelling(std::size_t token) const {
         return std::string_view(bytes_).substr(starts_[token], starts_[token + 1] - starts_[token]);

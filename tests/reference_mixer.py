@@ -1,0 +1,517 @@
+"""The mixer once more, from its specification: slow, in Python's integers.
+
+Where lmfs.native keeps what it knows of words, columns and fields as bytes arrive, this looks the
+text up again before every token; where lmfs.native has arrays of slots, this has dictionaries;
+where it tells from the coder's last state whether a blob is the right one, this writes the blob of
+the same decisions and compares. Nothing is shared but the numbers below and the profile's data.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from operator import mul
+
+import numpy as np
+from numpy.typing import NDArray
+from reference_coder import Interval, Logits, Table, cumulative, tokenize
+
+# What lmfs/native/mixer.hpp fixes, and what tools/mixer.py lays out; to be changed with them.
+CONTEXTS = 12
+RUN_CONTEXTS = (1, 2, 4, 8, 9)  # the context of each run
+MIN_MATCH = (5, 2)  # tokens, of each match
+RUNS, MATCHES = len(RUN_CONTEXTS), len(MIN_MATCH)
+INPUTS = 2 * CONTEXTS + MATCHES + RUNS + 1
+SETS = 3
+LEVELS_OF_SLOT = 3
+GROUPS = 4
+SLOT_BITS, RUN_BITS, MATCH_BITS = 17, 14, 15
+MAX_STRETCH = 2047
+WEIGHT_BITS = 13
+KNOTS = 33
+COUNT_LIMIT = 255
+LONGEST_RUN = 255
+LONGEST_COMMON = 32
+BEFORE = 8  # tokens 0 that stand before the first
+
+TABLES = np.dtype(
+    [
+        ("stretch", "<i2", 3 * 4096),
+        ("squash", "<u4", 4096),
+        ("reciprocal", "<u2", 1024),
+        ("next", "u1", (2, 256)),
+        ("seen", "u1", 256),
+    ]
+)
+ADAPTIVE = np.dtype(
+    [
+        ("history", "<u4", (CONTEXTS, GROUPS, 256)),
+        ("match", "<u4", (MATCHES, 16, 8)),
+        ("run", "<u4", (RUNS, 2, 32)),
+        ("by_match", "<i2", (2, 16, GROUPS, 2, INPUTS)),
+        ("by_order", "<i2", (2, 6, 8, GROUPS, INPUTS)),
+        ("by_level", "<i2", (16, CONTEXTS + 1, 2, INPUTS)),
+        ("final", "<i2", (2, 16, 4, SETS + 1)),
+        ("by_node", "<u2", (2048, KNOTS)),
+        ("by_expected", "<u2", (16, 2, 16, KNOTS)),
+        ("by_token", "<u2", (1024, KNOTS)),
+    ]
+)
+COUNTERS = ("history", "match", "run")
+WEIGHTS = ("by_match", "by_order", "by_level", "final")
+MAPS = ("by_node", "by_expected", "by_token")
+
+Decide = Callable[[int, int], bool]  # (middle, p1) -> the bit
+
+
+def split(data: bytes) -> tuple[NDArray[np.void], NDArray[np.void]]:
+    """A profile's data as tables and adaptive state, both copies of shape ()."""
+    tables = np.frombuffer(data[: TABLES.itemsize], TABLES)[0].copy()
+    return tables, np.frombuffer(data[TABLES.itemsize :], ADAPTIVE)[0].copy()
+
+
+def clamp(value: int, low: int, high: int) -> int:
+    return low if value < low else high if value > high else value
+
+
+def hash32(a: int, b: int) -> int:
+    h = (a * 0x9E3779B1 ^ (b + 0x7F4A7C15) * 0x85EBCA6B) & 0xFFFFFFFF
+    h = (h ^ h >> 15) * 0xC2B2AE35 & 0xFFFFFFFF
+    return h ^ h >> 13
+
+
+def hashed(seed: int, values: bytes | Sequence[int]) -> int:
+    for value in values:
+        seed = hash32(seed, value)
+    return seed
+
+
+def in_word(byte: int) -> bool:
+    return byte >= 128 or chr(byte).isalnum()
+
+
+def length_class(length: int) -> int:
+    """0 to 7 each, then two of 4, two of 8, one each up to 64, 128 and 256, and the rest."""
+    if length < 8:
+        return length
+    return 8 + sum(length >= step for step in (12, 16, 24, 32, 64, 128, 256))
+
+
+def four_bytes(text: bytes | bytearray, at: int, end: int) -> int:
+    return int.from_bytes(text[at : min(at + 4, max(at, end))], "little")
+
+
+def shape(text: bytes | bytearray) -> int:
+    """The hash of a text in which every number is one digit."""
+    return hashed(0, re.sub(rb"[0-9]+", b"0", text))
+
+
+@dataclass
+class Slot:
+    check: int = 0
+    history: list[int] = field(default_factory=lambda: [0] * 7)
+
+
+@dataclass
+class Run:
+    check: int = 0
+    count: int = 0
+    token: int = 0
+
+
+@dataclass
+class Match:
+    at: int = 0
+    length: int = 0
+    misses: int = 0
+
+
+@dataclass
+class Voter:
+    """Something that expects a token, for as long as the path leads there."""
+
+    token: int
+    counter: list[list[int]]  # by what `row` gives for a level; then by `place`
+    row: Callable[[int], int]
+    place: int
+    holds: bool
+
+
+class Mixer:
+    """data: a profile's tables and adaptive state; spellings: the vocabulary's, sorted"""
+
+    def __init__(self, data: bytes, spellings: Sequence[bytes]) -> None:
+        tables, adaptive = split(data)
+        self.spellings = spellings
+        self.tables = {name: tables[name].tolist() for name in TABLES.names or ()}
+        self.state = {name: adaptive[name].tolist() for name in ADAPTIVE.names or ()}
+        self.evictions = 0  # of slots that had been used
+        self.saturations = 0  # of weights
+        self.forget()
+
+    def forget(self) -> None:
+        self.slots: dict[int, Slot] = {}
+        self.runs: dict[tuple[int, int], Run] = {}
+        self.places: list[dict[int, int]] = [{} for _ in MIN_MATCH]
+        self.matches = [Match() for _ in MIN_MATCH]
+        self.text = bytearray(b"\n")
+        self.tokens = [0] * BEFORE
+
+    def adaptive(self) -> bytes:
+        """What was learned, as the profile would store it."""
+        result = np.zeros((), ADAPTIVE)
+        for name, values in self.state.items():
+            result[name] = values
+        return result.tobytes()
+
+    # -- contexts, from nothing but the text and the tokens
+
+    def contexts(self) -> list[int]:
+        text = self.text
+        line = text.rfind(b"\n") + 1
+        above = text.rfind(b"\n", 0, line - 1) + 1
+        fields, fields_above = self.fields(line, len(text)), self.fields(above, line)
+        number = len(fields) - 1
+        offset = len(text) - fields[-1]
+        over = 0  # what stands above, at this place of the same field
+        if number < len(fields_above):
+            over = four_bytes(text, fields_above[number] + offset, line)
+        # A field's hash begins with what separates it from the one before.
+        begins = text[fields[-1] - 1] if number else 0
+        this_field = hashed(begins, text[fields[-1] :])
+        first_field = hashed(0, text[line : fields[1] - 1]) if number else 0
+        word, word_before = self.words()
+        this_shape, shape_before, shape_before_that = self.shapes()
+
+        last = [token + 1 for token in self.tokens[:-7:-1]]
+        by_order = [hashed(0, last[:k]) for k in range(7)]
+        found = [
+            *by_order[:5],
+            by_order[6],
+            hash32(hash32(shape_before, shape_before_that), this_shape),
+            hash32(word, word_before),
+            hash32(over, last[0]),
+            hash32(over & 0xFFFFFF, hash32(number, this_field)),
+            hash32(hash32(this_field, number), first_field),
+            hash32(shape(text[line:]), 1),
+        ]
+        return [hash32(h, 0x9E37 * (k + 1)) for k, h in enumerate(found)]
+
+    def fields(self, begin: int, end: int) -> list[int]:
+        """Where the fields of a line begin: at its beginning and behind what is in no word."""
+        line = self.text[begin:end].rstrip(b"\n")
+        return [begin] + [begin + i + 1 for i, byte in enumerate(line) if not in_word(byte)]
+
+    def words(self) -> tuple[int, int]:
+        """Hashes of the word that the text ends with and of the last one that is over."""
+        found: list[int] = []
+        end = len(self.text)
+        while len(found) < 2:
+            begin = end
+            while begin > 0 and in_word(self.text[begin - 1]):
+                begin -= 1
+            if begin < end or not found:  # only the word at the text's end may be of no bytes
+                found.append(hashed(0, bytes(byte | 32 for byte in self.text[begin:end])))
+            if begin == 0:
+                break
+            end = begin - 1
+        return found[0], found[1] if len(found) > 1 else 0
+
+    def shapes(self) -> tuple[int, int, int]:
+        """Those of the field that the text ends in and of the two before it, wherever their lines.
+
+        What ends a field is part of its shape.
+        """
+        end = len(self.text)
+        begins = [end]
+        while len(begins) < 4:
+            begin = begins[-1] - (len(begins) > 1)  # behind what ends the field, then before it
+            while begin > 1 and in_word(self.text[begin - 1]):
+                begin -= 1
+            begins.append(max(begin, 1))  # the text's own first byte belongs to nothing
+        pieces = [self.text[begin:end] for end, begin in itertools.pairwise(begins)]
+        return shape(pieces[0]), shape(pieces[1]), shape(pieces[2])
+
+    # -- what is looked up
+
+    def slot(self, h: int) -> Slot:
+        check = max(h & 255, 1)
+        places = [h >> 32 - SLOT_BITS ^ other for other in (0, 1, 2)]
+        near = [self.slots.get(place) or self.slots.setdefault(place, Slot()) for place in places]
+        for slot in near:
+            if slot.check == check:
+                return slot
+        least = min(near, key=lambda slot: int(self.tables["seen"][slot.history[0]]))
+        self.evictions += least.check != 0
+        least.check, least.history = check, [0] * 7
+        return least
+
+    def run(self, k: int, context: int) -> Run:
+        h = hash32(context, 77)
+        run = self.runs.setdefault((k, h >> 32 - RUN_BITS), Run())
+        if run.check != h & 255:
+            run.check, run.count, run.token = h & 255, 0, 0
+        return run
+
+    # -- arithmetic
+
+    def stretch(self, p16: int) -> int:
+        if p16 < 4096:
+            place = 4096 + p16
+        elif p16 >= 65536 - 4096:
+            place = 8192 + 65535 - p16
+        else:
+            place = p16 // 16
+        return int(self.tables["stretch"][place])
+
+    def squash(self, stretched: int) -> int:
+        return int(self.tables["squash"][stretched + MAX_STRETCH + 1])
+
+    def count(self, counters: list[int], place: int, bit: bool) -> None:
+        p, seen = counters[place] >> 10, counters[place] & 1023
+        target = (1 << 22) - 1 if bit else 0
+        p += (target - p) * int(self.tables["reciprocal"][seen]) >> 16
+        counters[place] = p << 10 | min(seen + 1, COUNT_LIMIT)
+
+    def weight(self, value: int) -> int:
+        saturated = clamp(value, -32768, 32767)
+        self.saturations += saturated != value
+        return saturated
+
+    # -- a token
+
+    def token(self, decide: Decide, sums: Sequence[int] | None = None) -> int:
+        """From the root to a leaf. sums: the model's cumulative frequencies, where a model runs."""
+        state = self.state
+        contexts = self.contexts()
+        runs = [self.run(k, contexts[context]) for k, context in enumerate(RUN_CONTEXTS)]
+        classes = [length_class(match.length) for match in self.matches]
+        matches = [
+            Voter(
+                self.tokens[match.at],
+                state["match"][k],
+                lambda _level, k=k: classes[k],  # type: ignore[misc]
+                min(match.misses, 7),
+                match.at != 0,
+            )
+            for k, match in enumerate(self.matches)
+        ]
+        if self.matches[0].at == self.matches[1].at:
+            matches[1].holds = False
+        voters = matches + [
+            Voter(
+                run.token,
+                state["run"][k],
+                lambda level: int(level > 3),
+                min(run.count, 31),
+                run.count > 0,
+            )
+            for k, run in enumerate(runs)
+        ]
+
+        family = int(sums is not None)
+        low, high = 0, len(self.spellings)
+        path = 1
+        order = 0
+        level = 0
+        slots: list[Slot] = []
+        while high - low > 1:
+            group = min(level // LEVELS_OF_SLOT, GROUPS - 1)
+            within = level % LEVELS_OF_SLOT
+            if within == 0:
+                place = path * 0x2545F491 & 0xFFFFFFFF
+                slots = [self.slot(hash32(context, place)) for context in contexts]
+                if level == 0:
+                    order = max(i for i in range(6) if i == 0 or slots[i].history[0])
+            in_slot = (1 << within) - 1 + (path & (1 << within) - 1)
+            middle = (low + high) // 2
+
+            # What is predicted.
+            before = [slot.history[in_slot] for slot in slots]
+            maps = state["history"]
+            p16 = [maps[i][group][h] >> 16 if h else None for i, h in enumerate(before)]
+            inputs = [0 if p is None else self.stretch(p) for p in p16]
+            inputs += [0 if p is None else (p - 32768) >> 7 for p in p16]
+            voting = [voter.holds for voter in voters]
+            for voter in voters:
+                sure = self.stretch(voter.counter[voter.row(level)][voter.place] >> 16)
+                inputs.append(0 if not voter.holds else sure if voter.token >= middle else -sure)
+            said = 0
+            if sums is not None:
+                ratio = (sums[high] - sums[middle] << 22) // (sums[high] - sums[low])
+                said = self.stretch(clamp(ratio >> 6, 0, 65535))
+            inputs.append(said)
+
+            # Mixed.
+            matched = min(classes[0] + 1, 15) if matches[0].holds else 0
+            known = sum(h != 0 for h in before)
+            shallow = min(level, 15)
+            weights = [
+                state["by_match"][family][matched][group][int(matches[1].holds)],
+                state["by_order"][family][order][min(abs(said) // 96, 7)][group],
+                state["by_level"][shallow][known][family],
+            ]
+            final = state["final"][family][shallow][2 * matches[0].holds + (order > 2)]
+            mixed = [
+                clamp(sum(map(mul, chosen, inputs)) >> WEIGHT_BITS, -MAX_STRETCH, MAX_STRETCH)
+                for chosen in weights
+            ]
+            stretched = clamp(
+                sum(final[k] * mixed[k] for k in range(SETS)) >> WEIGHT_BITS,
+                -MAX_STRETCH,
+                MAX_STRETCH,
+            )
+
+            # Refined.
+            knot, part = divmod(stretched + MAX_STRETCH + 1, 128)
+            above = int(matches[0].token >= middle)
+            refining = [
+                state["by_node"][path & 2047],
+                state["by_expected"][matched][above][shallow]
+                if matches[0].holds
+                else state["by_token"][hash32(self.tokens[-1], path) & 1023],
+            ]
+            refined = [m[knot] * (128 - part) + m[knot + 1] * part >> 1 for m in refining]
+            p_mixed = self.squash(stretched)
+            p1 = clamp(2 * p_mixed + sum(refined) >> 2, 1, (1 << 22) - 1)
+
+            bit = decide(middle, p1)
+
+            # Learned.
+            target = (1 << 22) - 1 if bit else 0
+            for chosen, m in zip(weights, mixed, strict=True):
+                error = target - self.squash(m) >> 7
+                for i, x in enumerate(inputs):
+                    if x:  # nothing moves without it
+                        step = (x * 2 * error >> 16) + 1 >> 1
+                        chosen[i] = self.weight(chosen[i] + step)
+            error = target - p_mixed >> 7
+            for k in range(SETS):
+                step = mixed[k] * error + (1 << 16) >> 17
+                final[k] = self.weight(final[k] + step)
+            for m in refining:
+                m[knot + (part >= 64)] += (65535 * bit - m[knot + (part >= 64)]) >> 6
+            for i, slot in enumerate(slots):
+                if before[i]:
+                    self.count(maps[i][group], before[i], bit)
+                # Two contexts may have come to the same slot: then it moves twice.
+                slot.history[in_slot] = self.tables["next"][bit][slot.history[in_slot]]
+            for voter, votes in zip(voters, voting, strict=True):
+                if votes:
+                    voter.holds = (voter.token >= middle) == bit
+                    self.count(voter.counter[voter.row(level)], voter.place, voter.holds)
+
+            low, high = (middle, high) if bit else (low, middle)
+            path = 2 * path + bit
+            level += 1
+
+        for run in runs:
+            goes_on = run.count > 0 and run.token == low
+            run.count = min(run.count + 1, LONGEST_RUN) if goes_on else 1
+            run.token = low
+        self.remember(low)
+        return low
+
+    def remember(self, token: int) -> None:
+        self.text += self.spellings[token]
+        self.tokens.append(token)
+        end = len(self.tokens)
+        for k, needed in enumerate(MIN_MATCH):
+            match = self.matches[k]
+            if match.at:
+                if self.tokens[match.at] == token:
+                    match.length += 1
+                    if match.length >= 16:
+                        match.misses = 0
+                else:
+                    match.length = 0
+                    match.misses += 1
+                match.at += 1
+            key = hashed(k, self.tokens[: end - needed - 1 : -1]) >> 32 - MATCH_BITS
+            place = self.places[k].get(key, 0)
+            self.places[k][key] = end
+            if match.length:
+                continue
+            common = self.common(place, end)
+            if common >= needed or (common and not match.at):
+                match.at, match.length, match.misses = place, common, min(match.misses, 3)
+            elif match.misses > 8:
+                match.at = match.length = match.misses = 0
+
+    def common(self, one: int, other: int) -> int:
+        """How many tokens before these two places are the same."""
+        if one == 0:
+            return 0
+        most = min(LONGEST_COMMON, one - BEFORE)
+        pairs = range(1, most + 1)
+        return next((n - 1 for n in pairs if self.tokens[one - n] != self.tokens[other - n]), most)
+
+    # -- chunks
+
+    def prime(self, data: bytes, piece: int) -> None:
+        for at in range(0, len(data), piece):
+            for token in tokenize(self.spellings, data[at : at + piece]):
+                self.token(lambda middle, _p1, token=token: token >= middle)  # type: ignore[misc]
+
+    def encode(self, chunk: bytes) -> bytes:
+        return encode_tokens(self, tokenize(self.spellings, chunk))
+
+    def decode(self, blob: bytes, size: int) -> bytes | None:
+        tokens = decode_tokens(self, blob, size)
+        if tokens is None:
+            return None
+        chunk = b"".join(self.spellings[token] for token in tokens)
+        return chunk if tokens == tokenize(self.spellings, chunk) else None
+
+
+def _sums(
+    rows: Sequence[Logits] | None, table: Table | None, count: int
+) -> Iterator[list[int] | None]:
+    for i in range(count):
+        yield None if rows is None or table is None else cumulative(rows[i], table)
+
+
+def encode_tokens(
+    mixer: Mixer,
+    tokens: Sequence[int],
+    rows: Sequence[Logits] | None = None,
+    table: Table | None = None,
+) -> bytes:
+    """These tokens' blob: with a row of a model's logits for each, or with the mixer alone."""
+    interval = Interval()
+    for token, sums in zip(tokens, _sums(rows, table, len(tokens)), strict=True):
+
+        def decide(middle: int, p1: int, token: int = token) -> bool:
+            interval.narrow(token >= middle, p1)
+            return token >= middle
+
+        assert mixer.token(decide, sums) == token
+    return interval.blob()
+
+
+def decode_tokens(
+    mixer: Mixer,
+    blob: bytes,
+    size: int,
+    rows: Sequence[Logits] | None = None,
+    table: Table | None = None,
+) -> list[int] | None:
+    """The tokens of a chunk of this size, or None where no such tokens have this very blob."""
+    interval = Interval()
+    if interval.offset_of(blob) >= interval.range:
+        return None
+
+    def decide(_middle: int, p1: int) -> bool:
+        bit = interval.offset_of(blob) < interval.bound(p1)
+        interval.narrow(bit, p1)
+        return bit
+
+    tokens: list[int] = []
+    left = size
+    every_sums = _sums(rows, table, size)
+    while left > 0:
+        tokens.append(mixer.token(decide, next(every_sums)))
+        left -= len(mixer.spellings[tokens[-1]])
+    return tokens if left == 0 and interval.blob() == blob else None
