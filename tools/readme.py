@@ -57,6 +57,7 @@ def figures() -> str:
     for row in ratio["rows"]:
         columns = [f"{row[name]:.3f}" for name in ("lmfs", "model", "zstd19@", "xz9e", "zpaq5")]
         lines.append(f"| {row['file']} | {row['bytes']:,} | {' | '.join(columns)} |")
+    engine = {"NativeEngine": "lmfs's own"}.get(speed.get("engine", ""), "ONNX Runtime")
     worst = max(abs(row["coder_percent"]) for row in ratio["rows"])
     lines += [
         "",
@@ -64,7 +65,7 @@ def figures() -> str:
         "which are not in these figures; `lmfs status` counts them. The coder adds at most "
         f"{worst:.2f} % to the model's own code length.",
         "",
-        f"Speed ({speed['processor']}; medians; the inference engine is ONNX Runtime):",
+        f"Speed ({speed['processor']}; medians; the inference engine is {engine}):",
         "",
         "| file | encode KB/s | freeze KB/s | read KB/s | random 4 KiB, p50 ms |",
         "| --- | ---: | ---: | ---: | ---: |",

@@ -132,7 +132,9 @@ private:
     template <class Piece>
     void offer(std::size_t pieces, const Piece& piece) {
         while (workers_.size() + 1 < threads_) workers_.emplace_back([this] { serve(); });
-        call_ = [](const void* context, std::size_t k) { (*static_cast<const Piece*>(context))(k); };
+        call_ = [](const void* context, std::size_t k) {
+            (*static_cast<const Piece*>(context))(k);
+        };
         context_ = &piece;
         unfinished_.store(pieces, std::memory_order_relaxed);
         job_ = job_ % (kJobs - 1) + 1;

@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from lmfs.codecs.lm import LmCodec, engine_for
+from lmfs.codecs.lm import LmCodec
+from lmfs.engines import engine_for
 from lmfs.lmz import ChunkCache, LmzReader, LmzWriter
 from lmfs.models import registry
 from lmfs.native import TokenDecoder
@@ -142,7 +143,13 @@ def main() -> None:
         )
         console.print(f"a token at {lanes} lanes: {each}")
     if args.json:
-        result = {"processor": processor(), "rows": rows, "us_a_token": shares}
+        engine = type(engine_for(codec.package)).__name__
+        result = {
+            "processor": processor(),
+            "engine": engine,
+            "rows": rows,
+            "us_a_token": shares,
+        }
         args.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
