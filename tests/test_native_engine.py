@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import pathlib
 import subprocess
 import sys
 import threading
@@ -84,6 +85,15 @@ def reference(package: ModelPackage, tokens: np.ndarray) -> np.ndarray:
 def walked(tiny: ModelPackage) -> tuple[np.ndarray, np.ndarray]:
     tokens = random_tokens(tiny, 64, 300)
     return tokens, reference(tiny, tokens)
+
+
+def test_no_instruction_set_is_left_out():
+    """One whose results differ from the portable ones would be missing, and not be tested."""
+    assert ISAS[-1] == "portable"
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    for flag, isa in (("avx2", "avx2"), ("avx512_vnni", "avx512vnni")):
+        assert (isa in ISAS) == (flag in flags)
 
 
 @pytest.mark.parametrize("isa", ISAS)

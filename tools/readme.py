@@ -58,6 +58,7 @@ def figures() -> str:
         names = ("lmfs", "-9 64K", "zstd19@", "xz9e", "zpaq5", "model")
         columns = [f"{row[name]:.3f}" for name in names]
         lines.append(f"| {row['file']} | {row['bytes']:,} | {' | '.join(columns)} |")
+    engine = {"NativeEngine": "lmfs's own"}.get(speed.get("engine", ""), "ONNX Runtime")
     worst = max(abs(row["coder_percent"]) for row in ratio["rows"])
     lines += [
         "",
@@ -65,7 +66,7 @@ def figures() -> str:
         "which are not in these figures; `lmfs status` counts them. The coder adds at most "
         f"{worst:.2f} % to the model's own code length.",
         "",
-        f"Speed ({speed['processor']}; medians):",
+        f"Speed ({speed['processor']}; medians; the inference engine is {engine}):",
         "",
         "| file | encode KB/s | freeze KB/s | read KB/s | random 4 KiB, p50 ms |",
         "| --- | ---: | ---: | ---: | ---: |",

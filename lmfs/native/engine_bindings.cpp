@@ -88,7 +88,9 @@ void bind_engine(nb::module_& module) {
         .def_prop_ro("threads", &Engine::threads)
         .def_prop_ro("products", [](const Engine& self) { return self.model().products(); })
         .def("start",
-             [](const Engine& self, std::size_t lanes) { return Lanes(self.model().sizes(), lanes); },
+             [](const Engine& self, std::size_t lanes) {
+                 return Lanes(self.model().sizes(), lanes);
+             },
              "lanes"_a)
         .def("run", &run, "lanes"_a, nb::arg("tokens").noconvert(), nb::arg("logits").noconvert());
 

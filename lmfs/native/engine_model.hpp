@@ -88,8 +88,8 @@ public:
 
     // Multiplications of one token.
     std::size_t products() const {
-        const std::size_t layer = 4 * sizes_.width * sizes_.width + 2 * sizes_.width * sizes_.hidden;
-        return sizes_.layers * layer + sizes_.width * sizes_.vocab;
+        const std::size_t layer = 4 * sizes_.width + 2 * sizes_.hidden;
+        return sizes_.width * (sizes_.layers * layer + sizes_.vocab);
     }
 
 private:

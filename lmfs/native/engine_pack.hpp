@@ -90,17 +90,25 @@ private:
         bias_.assign(outputs_, 0);
         left_.assign(outputs_, 0);
         right_.assign(outputs_, 0);
-        for (std::size_t o = 0; o < source.outputs; ++o) {
-            std::int64_t low = 0, high = 0, reach = 0, sum = 0;
-            for (std::size_t i = 0; i < source.inputs; ++i) {
-                const std::int64_t w = source.weight[i * source.outputs + o];
-                if (w < -64 || w > 63) fail(source, o, "a weight outside [-64, 63]");
-                const std::int64_t a = w * operand.low(i), b = w * operand.largest[i];
-                low += std::min(a, b);
-                high += std::max(a, b);
-                reach += std::max(std::abs(a), std::abs(b));
-                sum += w;
+        // Columns are summed row by row, as they lie in memory; inputs x 64 x 127 fits 32 bits.
+        std::vector<std::int32_t> lows(source.outputs), highs(source.outputs),
+            reaches(source.outputs), sums(source.outputs);
+        for (std::size_t i = 0; i < source.inputs; ++i) {
+            const std::int8_t* row = source.weight + i * source.outputs;
+            const std::int32_t least = operand.low(i), most = operand.largest[i];
+            for (std::size_t o = 0; o < source.outputs; ++o) {
+                const std::int32_t w = row[o];
+                lows[o] += std::min(w * least, w * most);
+                highs[o] += std::max(w * least, w * most);
+                reaches[o] += std::abs(w) * most;
+                sums[o] += w;
             }
+        }
+        for (std::size_t k = 0; k < source.inputs * source.outputs; ++k)
+            if (source.weight[k] < -64 || source.weight[k] > 63)
+                fail(source, k % source.outputs, "a weight outside [-64, 63]");
+        for (std::size_t o = 0; o < source.outputs; ++o) {
+            const std::int64_t low = lows[o], high = highs[o], reach = reaches[o], sum = sums[o];
             int exponent = 0;
             if (std::frexp(source.scale[o], &exponent) != 0.5F || std::abs(--exponent) > kMaxShift)
                 fail(source, o, "a scale that is not a power of two from 2^-24 to 2^24");
@@ -144,26 +152,32 @@ private:
         else
             planes_.resize(inputs_ * outputs_);
         order_.reserve(quads * outputs_ / kBlock);
+        std::vector<std::int8_t> rows(inputs_ * kBlock);
+        std::vector<Bounds> bounds(quads);
         for (std::size_t block = 0; block < outputs_ / kBlock; ++block) {
-            const auto weight = [&](std::size_t input, std::size_t o) -> std::int8_t {
-                const std::size_t output = block * kBlock + o;
-                if (input >= source.inputs || output >= source.outputs) return 0;
-                return source.weight[input * source.outputs + output];
-            };
-            std::vector<Bounds> bounds(quads);
-            for (std::size_t i = 0; i < inputs_; ++i)
+            // The block's weights, [input][kBlock], zeros where the source has none.
+            std::fill(rows.begin(), rows.end(), std::int8_t{0});
+            const std::size_t first = block * kBlock;
+            const std::size_t count = std::min(kBlock, source.outputs - first);
+            for (std::size_t i = 0; i < source.inputs; ++i)
+                std::copy_n(source.weight + i * source.outputs + first, count,
+                            rows.data() + i * kBlock);
+            std::fill(bounds.begin(), bounds.end(), Bounds{});
+            for (std::size_t i = 0; i < inputs_; ++i) {
+                std::int32_t* bound = bounds[i / kQuad].data() + i % kQuad / 2 * 2 * kBlock;
                 for (std::size_t o = 0; o < kBlock; ++o) {
-                    const std::int32_t w = weight(i, o);
-                    const std::size_t at = (i % kQuad / 2 * kBlock + o) * 2;
-                    bounds[i / kQuad][at + (w < 0)] += std::abs(w);
+                    const std::int32_t w = rows[i * kBlock + o];
+                    bound[o] += std::max(w, 0);
+                    bound[kBlock + o] -= std::min(w, 0);
                 }
+            }
             const std::vector<std::size_t> order = group(bounds, limit);
             std::size_t to = block * inputs_ * kBlock;
             for (std::size_t quad : order) {
                 order_.push_back(static_cast<std::uint16_t>(quad * kQuad));
                 for (std::size_t i = 0; i < kQuad; ++i)
                     for (std::size_t o = 0; o < kBlock; ++o) {
-                        const std::int8_t w = weight(quad * kQuad + i, o);
+                        const std::int8_t w = rows[(quad * kQuad + i) * kBlock + o];
                         if (interleaved)
                             weights_[to + o * kQuad + i] = w;
                         else

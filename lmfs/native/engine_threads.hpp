@@ -5,8 +5,8 @@
 // runs its job alone. Which thread runs a piece cannot change a result.
 //
 // Pieces may also be run by a team: threads that are there at the same time and wait for each
-// other. Nobody waits for a thread that has not come: who is not there within some microseconds
-// is not in the team.
+// other. Who is not there within some microseconds is not in the team. A member that loses its
+// processor holds up the others; then there is no team for a while, twice as long each time.
 //
 // A ticket is (job's number << 32 | pieces not yet begun). Whoever lowers it by one owns a piece
 // of that job; the job then stays in place until the piece is done.
@@ -36,17 +36,23 @@ public:
             round_.store(round + 1, std::memory_order_release);
             return;
         }
-        spin_until([&] { return round_.load(std::memory_order_acquire) != round; });
+        if (!spin_until([&] { return round_.load(std::memory_order_acquire) != round; }))
+            late_.store(true, std::memory_order_relaxed);
     }
 
-    // Until done(); gives the processor away when that takes long.
+    // Whether somebody had to wait for long.
+    bool late() const { return late_.load(std::memory_order_relaxed); }
+
+    // Until done(); gives the processor away, and returns false, when that takes long.
     template <class Done>
-    static void spin_until(const Done& done) {
-        for (std::size_t spins = 0; !done(); ++spins)
+    static bool spin_until(const Done& done) {
+        std::size_t spins = 0;
+        for (; !done(); ++spins)
             if (spins < kSpins)
                 pause();
             else
                 std::this_thread::yield();
+        return spins <= kSpins;
     }
 
     static void pause() {
@@ -63,6 +69,7 @@ private:
     std::size_t members_;
     std::atomic<std::size_t> arrived_{0};
     std::atomic<std::size_t> round_{0};
+    std::atomic<bool> late_{false};
 };
 
 class Workers {
@@ -98,7 +105,7 @@ public:
     void run_team(std::size_t most, const Member& member) {
         most = std::min(most, threads_);
         std::unique_lock<std::mutex> lock(busy_, std::defer_lock);
-        if (most < 2 || !lock.try_lock()) {
+        if (most < 2 || !lock.try_lock() || (alone_ > 0 && alone_-- > 0)) {
             Barrier alone(1);
             member(0, 1, alone);
             return;
@@ -119,6 +126,8 @@ public:
         members.store(most - absent, std::memory_order_release);
         member(0, most - absent, *barrier);
         finish();
+        penalty_ = barrier->late() ? std::min(2 * penalty_ + kPenalty, kMaxPenalty) : penalty_ / 2;
+        if (barrier->late()) alone_ = penalty_;
     }
 
 private:
@@ -126,13 +135,17 @@ private:
     static constexpr std::uint64_t kLeft = 0xffff'ffff;
     static constexpr std::uint64_t kStop = ~kLeft;  // of no job: those are below kJobs
     static constexpr std::size_t kJoinSpins = 200;  // some 3 us
+    static constexpr std::size_t kPenalty = 32;     // runs without a team
+    static constexpr std::size_t kMaxPenalty = 8192;
 
     static std::size_t left(std::uint64_t ticket) { return ticket & kLeft; }
 
     template <class Piece>
     void offer(std::size_t pieces, const Piece& piece) {
         while (workers_.size() + 1 < threads_) workers_.emplace_back([this] { serve(); });
-        call_ = [](const void* context, std::size_t k) { (*static_cast<const Piece*>(context))(k); };
+        call_ = [](const void* context, std::size_t k) {
+            (*static_cast<const Piece*>(context))(k);
+        };
         context_ = &piece;
         unfinished_.store(pieces, std::memory_order_relaxed);
         job_ = job_ % (kJobs - 1) + 1;
@@ -175,6 +188,8 @@ private:
     std::atomic<std::uint64_t> ticket_{0};
     std::atomic<std::size_t> unfinished_{0};
     std::uint64_t job_ = 0;
+    std::size_t alone_ = 0;  // so many runs yet
+    std::size_t penalty_ = 0;
     void (*call_)(const void*, std::size_t) = nullptr;
     const void* context_ = nullptr;
 };

@@ -146,7 +146,13 @@ def main() -> None:
         )
         console.print(f"a token at {lanes} lanes: {each}")
     if args.json:
-        result = {"processor": processor(), "rows": rows, "us_a_token": shares}
+        engine = type(engine_for(codec.package)).__name__
+        result = {
+            "processor": processor(),
+            "engine": engine,
+            "rows": rows,
+            "us_a_token": shares,
+        }
         args.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
