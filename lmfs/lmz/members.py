@@ -197,7 +197,9 @@ class Chunks:
         """These chunks of one member, ascending, and those that they follow if not yet known."""
         member = self._members[number]
         header = member.header
-        primer = recent_primers.find((self._key, number), lambda: self._decoder.primer(header))
+        primer = self._decoder.primer(header)
+        if primer.limit:
+            primer = recent_primers.find((self._key, number), lambda: self._decoder.primer(header))
         with contextlib.nullcontext() if primer.complete else primer.growing:
             starts = member.layout.starts
             found: dict[int, bytes | DamagedError] = {}

@@ -48,6 +48,7 @@ from lmfs.lmz.source import FileSource
 _CHAIN = 24
 # A model decodes about one chunk a second alone: at most so many guesses for each lost place.
 _MODEL_GUESSES = 64
+_NEXT_GUESSES = 8  # of them for chunks that follow all before the lost place
 _WINDOW_BYTES = 1 << 20
 _LONGEST_HEAD = 30
 _MAGICS = frozenset(kind.value for kind in Kind)
@@ -358,7 +359,7 @@ class _Walk:
 
         The offset is found by trial: it is part of what a chunk's checksum covers.
         """
-        guesses = _MODEL_GUESSES
+        guesses, next_guesses = _MODEL_GUESSES, _NEXT_GUESSES
         at = begin - 1
         while (at := self._nonzero(at + 1)) < self._end:
             if self._bytes(at, MAGIC_BYTES) in _MAGICS:
@@ -370,8 +371,11 @@ class _Walk:
             if not heads or not ends_well:
                 continue
             frame = self._frame(header, heads[0], start)
-            if frame.coding.primer_bytes and not self._primer.serves(start):
-                continue
+            if frame.coding.primer_bytes and not self._primer.complete:
+                # Mostly what it follows is lost; but it may be the very next one.
+                if not next_guesses or not self._primer.serves(start):
+                    continue
+                next_guesses -= 1
             if frame.coding.codec.predicts:
                 if not guesses:
                     continue
