@@ -45,8 +45,8 @@ def figures() -> str:
     size = f"{ratio['chunk_bytes'] >> 10} KiB"
     lines = [
         "Bits per byte of the first MB (8 is no compression). *lmfs* is the whole `.lmz` at the "
-        f"default level, {ratio['level']}, in chunks of {size}, any of which can be read by itself; so does `zstd "
-        f"-19 @{ratio['chunk_bytes'] >> 10}K`. xz and zpaq get the whole and give no random "
+        f"default level, {ratio['level']}, in chunks of {size}, any of which can be read by "
+        f"itself; so does `zstd -19 @{ratio['chunk_bytes'] >> 10}K`. xz and zpaq get the whole and give no random "
         "access. *-9 64K* is the strongest level with chunks of 64 KiB; *model* the model alone, "
         "with no mixer and no primer.",
         "",
