@@ -46,9 +46,9 @@ def figures() -> str:
     lines = [
         "Bits per byte of the first MB (8 is no compression). *lmfs* is the whole `.lmz` at the "
         f"default level, {ratio['level']}, in chunks of {size}, any of which can be read by "
-        f"itself; so does `zstd -19 @{ratio['chunk_bytes'] >> 10}K`. xz and zpaq get the whole and give no random "
-        "access. *-9 64K* is the strongest level with chunks of 64 KiB; *model* the model alone, "
-        "with no mixer and no primer.",
+        f"itself; so does `zstd -19 @{ratio['chunk_bytes'] >> 10}K`. xz and zpaq get the whole "
+        "and give no random access. *-9 64K* is the strongest level with chunks of 64 KiB; "
+        "*model* the model alone, with no mixer and no primer.",
         "",
         f"| file | bytes | lmfs | -9 64K | zstd -19 @{ratio['chunk_bytes'] >> 10}K | xz -9e | "
         "zpaq -m5 | model |",
