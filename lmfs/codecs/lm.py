@@ -30,14 +30,11 @@ class LmCodec:
 
     def __init__(self, package: ModelPackage, profile: CoderProfile = PROFILE_1) -> None:
         self.package, self.profile = package, profile
-        self._tokenizer: Tokenizer | None = None
         self._mixer: Mixer | None = None
 
     @property
     def tokenizer(self) -> Tokenizer:
-        if self._tokenizer is None:
-            self._tokenizer = self.package.tokenizer()
-        return self._tokenizer
+        return self.package.tokenizer()
 
     @property
     def mixer(self) -> Mixer | None:

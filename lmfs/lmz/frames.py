@@ -113,7 +113,7 @@ class FrameDecoder:
             if coding.primer_bytes:
                 for i in lanes:
                     if not primer.serves(frames[i].start):
-                        chunks[i] = DamagedError("the beginning of the file, which it follows")
+                        chunks[i] = DamagedError("what it follows, the file's beginning, is lost")
                 lanes = [i for i in lanes if chunks[i] == b""]
                 after = primer.mixer() if lanes else None
             if lanes:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -81,6 +82,11 @@ class ModelPackage:
         return int(self.card["architecture"]["start_token"])
 
     def tokenizer(self) -> Tokenizer:
+        """One for all who ask: it never changes, and building it takes a while."""
+        return self._tokenizer
+
+    @functools.cached_property
+    def _tokenizer(self) -> Tokenizer:
         return Tokenizer.from_json(self.tokenizer_json)
 
     def graph(self, name: str) -> bytes:
