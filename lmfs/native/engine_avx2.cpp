@@ -2,30 +2,15 @@
 // in 16 bits, with saturation: weights in [-64, 63] keep that exact (2 * 255 * 64 < 2^15), and
 // the packer finds groups of quads whose whole sum is bounded too (engine_pack.hpp).
 
-#include <immintrin.h>
-
+#include "engine_avx.hpp"
 #include "engine_isa.hpp"
-#include "engine_kernel.hpp"
 
 namespace lmfs::engine {
 namespace {
 
 // One row at a time: its sums fill half of the registers, weights come from the cache as operands
 // of the multiplication, and each loaded quad of activations serves kBlock outputs.
-struct Avx2Dot {
-    static constexpr std::size_t kTile = 1;
-    static constexpr std::size_t kVectors = kBlock / 8;
-
-    static __m256i load(const void* data) {
-        return _mm256_loadu_si256(static_cast<const __m256i*>(data));
-    }
-
-    static __m256i quad_at(const std::uint8_t* x) {
-        std::int32_t quad;
-        __builtin_memcpy(&quad, x, sizeof quad);
-        return _mm256_set1_epi32(quad);
-    }
-
+struct Avx2Dot : AvxRegisters {
     // total += the products of so many quads, whose sums fit 16 bits.
     template <std::size_t Quads>
     static void add_quads(const std::uint8_t* x, const std::uint16_t* order,

@@ -4,29 +4,14 @@
 
 #pragma once
 
-#include <immintrin.h>
-
-#include "engine_kernel.hpp"
+#include "engine_avx.hpp"
 
 namespace lmfs::engine {
 namespace {
 
 __m256i dot(__m256i total, __m256i bytes, __m256i weights);
 
-struct VnniDot {
-    static constexpr std::size_t kTile = 1;
-    static constexpr std::size_t kVectors = kBlock / 8;
-
-    static __m256i load(const void* data) {
-        return _mm256_loadu_si256(static_cast<const __m256i*>(data));
-    }
-
-    static __m256i quad_at(const std::uint8_t* x) {
-        std::int32_t quad;
-        __builtin_memcpy(&quad, x, sizeof quad);
-        return _mm256_set1_epi32(quad);
-    }
-
+struct VnniDot : AvxRegisters {
     // Two sums for each output, since one would have to wait for itself.
     static std::size_t multiply(const Matrix& matrix, std::size_t block, const std::uint8_t* x,
                                 std::size_t, std::size_t, std::int32_t (*values)[kBlock]) {
