@@ -19,11 +19,17 @@ from numpy.typing import NDArray
 from reference_coder import Interval, Logits, Table, cumulative, tokenize
 
 # What lmfs/native/mixer.hpp fixes, and what tools/mixer.py lays out; to be changed with them.
-CONTEXTS = 12
-RUN_CONTEXTS = (1, 2, 4, 8, 9)  # the context of each run
+CONTEXTS = 24
+RUN_CONTEXTS = (1, 2, 4, 8, 9, 3, 5, 10, 11, 7)  # the context of each run
+RUNS_OF_NODES = 5
 MIN_MATCH = (5, 2)  # tokens, of each match
 RUNS, MATCHES = len(RUN_CONTEXTS), len(MIN_MATCH)
-INPUTS = 2 * CONTEXTS + MATCHES + RUNS + 1
+VOTES = MATCHES + RUNS
+INPUTS = 2 * CONTEXTS + MATCHES + RUNS_OF_NODES + 1
+GUESS_INPUTS = 16
+GUESS_CONSTANT = 256
+GUESS_FROM = 1 << 30  # of a vote's counter
+RUNS_OF_SET = 8
 SETS = 3
 LEVELS_OF_SLOT = 3
 GROUPS = 4
@@ -32,7 +38,6 @@ MAX_STRETCH = 2047
 WEIGHT_BITS = 13
 KNOTS = 33
 COUNT_LIMIT = 255
-LONGEST_RUN = 255
 LONGEST_COMMON = 32
 BEFORE = 8  # tokens 0 that stand before the first
 
@@ -49,7 +54,16 @@ ADAPTIVE = np.dtype(
     [
         ("history", "<u4", (CONTEXTS, GROUPS, 256)),
         ("match", "<u4", (MATCHES, 16, 8)),
-        ("run", "<u4", (RUNS, 2, 32)),
+        ("run", "<u4", (RUNS_OF_NODES, 2, 256)),
+        ("vote_match", "<u4", (MATCHES, 16, 8)),
+        ("vote_run", "<u4", (RUNS, 256)),
+        ("guess_match", "<u4", (MATCHES, 2, 16, 8)),
+        ("guess_run", "<u4", (RUNS, 2, 256)),
+        ("by_vote", "<i2", (2, VOTES, 16, GUESS_INPUTS)),
+        ("by_count", "<i2", (2, 12, 12, GUESS_INPUTS)),
+        ("by_voters", "<i2", (2, 2, 1 << RUNS_OF_SET, GUESS_INPUTS)),
+        ("by_guess", "<u2", (1024, KNOTS)),
+        ("by_against", "<u2", (VOTES, 16, KNOTS)),
         ("by_match", "<i2", (2, 16, GROUPS, 2, INPUTS)),
         ("by_order", "<i2", (2, 6, 8, GROUPS, INPUTS)),
         ("by_level", "<i2", (16, CONTEXTS + 1, 2, INPUTS)),
@@ -59,11 +73,16 @@ ADAPTIVE = np.dtype(
         ("by_token", "<u2", (1024, KNOTS)),
     ]
 )
-COUNTERS = ("history", "match", "run")
-WEIGHTS = ("by_match", "by_order", "by_level", "final")
-MAPS = ("by_node", "by_expected", "by_token")
+COUNTERS = ("history", "match", "run", "vote_match", "vote_run", "guess_match", "guess_run")
+WEIGHTS = ("by_match", "by_order", "by_level", "final", "by_vote", "by_count", "by_voters")
+MAPS = ("by_node", "by_expected", "by_token", "by_guess", "by_against")
 
-Decide = Callable[[int, int], bool]  # (middle, p1) -> the bit
+# (other, p1, whether it is a guess) -> the bit: is the token `other`; or that or one behind it?
+Decide = Callable[[int, int, bool], bool]
+
+
+def answer(token: int, other: int, guess: bool) -> bool:
+    return token == other if guess else token >= other
 
 
 def split(data: bytes) -> tuple[NDArray[np.void], NDArray[np.void]]:
@@ -117,7 +136,7 @@ class Slot:
 @dataclass
 class Run:
     check: int = 0
-    count: int = 0
+    history: int = 0
     token: int = 0
 
 
@@ -139,6 +158,17 @@ class Voter:
     holds: bool
 
 
+@dataclass
+class Vote:
+    """What is expected of the whole token, and what was learned of such votes."""
+
+    token: int
+    right: list[int]  # counters of such votes being right
+    guesses: list[list[int]]  # of guesses being right, by whether the vote agrees with them
+    place: int  # in each of these
+    holds: bool
+
+
 class Mixer:
     """data: a profile's tables and adaptive state; spellings: the vocabulary's, sorted"""
 
@@ -149,6 +179,7 @@ class Mixer:
         self.state = {name: adaptive[name].tolist() for name in ADAPTIVE.names or ()}
         self.evictions = 0  # of slots that had been used
         self.saturations = 0  # of weights
+        self.guesses = [0, 0]  # wrong and right
         self.forget()
 
     def forget(self) -> None:
@@ -158,6 +189,7 @@ class Mixer:
         self.matches = [Match() for _ in MIN_MATCH]
         self.text = bytearray(b"\n")
         self.tokens = [0] * BEFORE
+        self.contradicts = False  # some path led to what had just been denied
 
     def adaptive(self) -> bytes:
         """What was learned, as the profile would store it."""
@@ -168,7 +200,8 @@ class Mixer:
 
     # -- contexts, from nothing but the text and the tokens
 
-    def contexts(self) -> list[int]:
+    def contexts(self, guessed: int | None = None) -> list[int]:
+        """guessed: the wrong guess, if there was one"""
         text = self.text
         line = text.rfind(b"\n") + 1
         above = text.rfind(b"\n", 0, line - 1) + 1
@@ -196,6 +229,21 @@ class Mixer:
             hash32(over & 0xFFFFFF, hash32(number, this_field)),
             hash32(hash32(this_field, number), first_field),
             hash32(shape(text[line:]), 1),
+        ]
+        wrong = 0 if guessed is None else guessed + 1
+        found += [
+            hash32(wrong, last[0]),
+            hash32(hash32(wrong, number), this_field),
+            hash32(wrong, shape(text[line:])),
+            hash32(hash32(wrong, last[0]), last[1]),
+            hash32(wrong, first_field),
+            hash32(wrong, hash32(word, word_before)),
+            hash32(hash32(wrong, number), first_field),
+            hash32(hash32(shape_before, this_shape), number),
+            hash32(wrong, 1),
+            hash32(hash32(wrong, last[1]), last[2]),
+            hash32(last[0], last[2]),
+            hash32(last[1], last[2]),
         ]
         return [hash32(h, 0x9E37 * (k + 1)) for k, h in enumerate(found)]
 
@@ -252,7 +300,7 @@ class Mixer:
         h = hash32(context, 77)
         run = self.runs.setdefault((k, h >> 32 - RUN_BITS), Run())
         if run.check != h & 255:
-            run.check, run.count, run.token = h & 255, 0, 0
+            run.check, run.history, run.token = h & 255, 0, 0
         return run
 
     # -- arithmetic
@@ -283,32 +331,165 @@ class Mixer:
     # -- a token
 
     def token(self, decide: Decide, sums: Sequence[int] | None = None) -> int:
-        """From the root to a leaf. sums: the model's cumulative frequencies, where a model runs."""
-        state = self.state
+        """The next one. sums: the model's cumulative frequencies, where a model runs."""
         contexts = self.contexts()
         runs = [self.run(k, contexts[context]) for k, context in enumerate(RUN_CONTEXTS)]
+        votes = self.votes(runs)
+        counters = [vote.right[vote.place] if vote.holds else 0 for vote in votes]
+        best = counters.index(max(counters))
+        token = None
+        if counters[best] >= GUESS_FROM:
+            token = votes[best].token
+            right = self.guess(votes, best, runs, decide, sums)
+            self.guesses[right] += 1
+            if not right:
+                guessed, token = token, self.path(votes, token, decide, sums)
+                self.contradicts = self.contradicts or token == guessed
+        else:
+            token = self.path(votes, None, decide, sums)
+        for vote in votes:
+            if vote.holds:
+                self.count(vote.right, vote.place, vote.token == token)
+        for run in runs:
+            same = run.history == 0 or run.token == token
+            run.history, run.token = self.tables["next"][same][run.history], token
+        self.remember(token)
+        return token
+
+    def votes(self, runs: Sequence[Run]) -> list[Vote]:
+        state = self.state
+        found = []
+        for k, match in enumerate(self.matches):
+            found.append(
+                Vote(
+                    self.tokens[match.at],
+                    state["vote_match"][k][length_class(match.length)],
+                    [same[length_class(match.length)] for same in state["guess_match"][k]],
+                    min(match.misses, 7),
+                    match.at != 0,
+                )
+            )
+        if self.matches[0].at == self.matches[1].at:
+            found[1].holds = False
+        for k, run in enumerate(runs):
+            found.append(
+                Vote(
+                    run.token,
+                    state["vote_run"][k],
+                    state["guess_run"][k],
+                    run.history,
+                    run.history != 0,
+                )
+            )
+        return found
+
+    def guess(
+        self,
+        votes: Sequence[Vote],
+        best: int,
+        runs: Sequence[Run],
+        decide: Decide,
+        sums: Sequence[int] | None,
+    ) -> bool:
+        """Whether the token is the one of the vote `best`."""
+        state = self.state
+        token = votes[best].token
+        same = [vote.holds and vote.token == token for vote in votes]
+        against = sum(vote.holds for vote in votes) - sum(same)
+        inputs = [
+            self.stretch(vote.guesses[same[k]][vote.place] >> 16) if vote.holds else 0
+            for k, vote in enumerate(votes)
+        ]
+        said = 0
+        if sums is not None:
+            said = self.stretch(min((sums[token + 1] - sums[token] << 16) // sums[-1], 65535))
+        inputs += [GUESS_CONSTANT, said]
+        inputs += [0] * (GUESS_INPUTS - len(inputs))
+
+        family = int(sums is not None)
+        length = length_class(self.matches[0].length) if votes[0].holds else 0
+        voters = sum(1 << k for k in range(RUNS_OF_SET) if same[MATCHES + k])
+        weights = [
+            state["by_vote"][family][best][length],
+            state["by_count"][family][min(sum(same), 11)][min(against, 11)],
+            state["by_voters"][family][same[0]][voters],
+        ]
+        mixed = [self.mixed(sum(map(mul, chosen, inputs))) for chosen in weights]
+        stretched = sum(mixed) * 21845 >> 16
+        maps = [
+            state["by_guess"][hash32(token, self.tokens[-1]) & 1023],
+            state["by_against"][best][min(against, 15)],
+        ]
+        hit = decide(token, self.refine(stretched, maps), True)
+
+        self.learn_weights(weights, mixed, inputs, hit)
+        self.learn_maps(maps, stretched, hit)
+        for k, vote in enumerate(votes):
+            if vote.holds:
+                self.count(vote.guesses[same[k]], vote.place, hit)
+        return hit
+
+    def mixed(self, total: int) -> int:
+        return clamp(total >> WEIGHT_BITS, -MAX_STRETCH, MAX_STRETCH)
+
+    def refine(self, stretched: int, maps: Sequence[Sequence[int]]) -> int:
+        knot, part = divmod(stretched + MAX_STRETCH + 1, 128)
+        refined = [m[knot] * (128 - part) + m[knot + 1] * part >> 1 for m in maps]
+        return clamp(2 * self.squash(stretched) + sum(refined) >> 2, 1, (1 << 22) - 1)
+
+    def learn_maps(self, maps: Sequence[list[int]], stretched: int, bit: bool) -> None:
+        knot, part = divmod(stretched + MAX_STRETCH + 1, 128)
+        for m in maps:
+            m[knot + (part >= 64)] += (65535 * bit - m[knot + (part >= 64)]) >> 6
+
+    def learn_weights(
+        self,
+        weights: Sequence[list[int]],
+        mixed: Sequence[int],
+        inputs: Sequence[int],
+        bit: bool,
+    ) -> None:
+        target = (1 << 22) - 1 if bit else 0
+        for chosen, m in zip(weights, mixed, strict=True):
+            error = target - self.squash(m) >> 7
+            for i, x in enumerate(inputs):
+                if x:  # nothing moves without it
+                    step = (x * 2 * error >> 16) + 1 >> 1
+                    chosen[i] = self.weight(chosen[i] + step)
+
+    def path(
+        self,
+        votes: Sequence[Vote],
+        guessed: int | None,
+        decide: Decide,
+        sums: Sequence[int] | None,
+    ) -> int:
+        """From the root to a leaf, which is not `guessed`."""
+        state = self.state
+        contexts = self.contexts(guessed)
+        if sums is not None and guessed is not None:
+            without = sums[guessed + 1] - sums[guessed]
+            sums = [c - without if at > guessed else c for at, c in enumerate(sums)]
         classes = [length_class(match.length) for match in self.matches]
         matches = [
             Voter(
-                self.tokens[match.at],
+                vote.token,
                 state["match"][k],
                 lambda _level, k=k: classes[k],  # type: ignore[misc]
-                min(match.misses, 7),
-                match.at != 0,
+                vote.place,
+                vote.holds and vote.token != guessed,
             )
-            for k, match in enumerate(self.matches)
+            for k, vote in enumerate(votes[:MATCHES])
         ]
-        if self.matches[0].at == self.matches[1].at:
-            matches[1].holds = False
         voters = matches + [
             Voter(
-                run.token,
+                vote.token,
                 state["run"][k],
                 lambda level: int(level > 3),
-                min(run.count, 31),
-                run.count > 0,
+                vote.place,
+                vote.holds and vote.token != guessed,
             )
-            for k, run in enumerate(runs)
+            for k, vote in enumerate(votes[MATCHES : MATCHES + RUNS_OF_NODES])
         ]
 
         family = int(sums is not None)
@@ -354,18 +535,10 @@ class Mixer:
                 state["by_level"][shallow][known][family],
             ]
             final = state["final"][family][shallow][2 * matches[0].holds + (order > 2)]
-            mixed = [
-                clamp(sum(map(mul, chosen, inputs)) >> WEIGHT_BITS, -MAX_STRETCH, MAX_STRETCH)
-                for chosen in weights
-            ]
-            stretched = clamp(
-                sum(final[k] * mixed[k] for k in range(SETS)) >> WEIGHT_BITS,
-                -MAX_STRETCH,
-                MAX_STRETCH,
-            )
+            mixed = [self.mixed(sum(map(mul, chosen, inputs))) for chosen in weights]
+            stretched = self.mixed(sum(final[k] * mixed[k] for k in range(SETS)))
 
             # Refined.
-            knot, part = divmod(stretched + MAX_STRETCH + 1, 128)
             above = int(matches[0].token >= middle)
             refining = [
                 state["by_node"][path & 2047],
@@ -373,26 +546,15 @@ class Mixer:
                 if matches[0].holds
                 else state["by_token"][hash32(self.tokens[-1], path) & 1023],
             ]
-            refined = [m[knot] * (128 - part) + m[knot + 1] * part >> 1 for m in refining]
-            p_mixed = self.squash(stretched)
-            p1 = clamp(2 * p_mixed + sum(refined) >> 2, 1, (1 << 22) - 1)
-
-            bit = decide(middle, p1)
+            bit = decide(middle, self.refine(stretched, refining), False)
 
             # Learned.
-            target = (1 << 22) - 1 if bit else 0
-            for chosen, m in zip(weights, mixed, strict=True):
-                error = target - self.squash(m) >> 7
-                for i, x in enumerate(inputs):
-                    if x:  # nothing moves without it
-                        step = (x * 2 * error >> 16) + 1 >> 1
-                        chosen[i] = self.weight(chosen[i] + step)
-            error = target - p_mixed >> 7
+            self.learn_weights(weights, mixed, inputs, bit)
+            error = ((1 << 22) - 1 if bit else 0) - self.squash(stretched) >> 7
             for k in range(SETS):
                 step = mixed[k] * error + (1 << 16) >> 17
                 final[k] = self.weight(final[k] + step)
-            for m in refining:
-                m[knot + (part >= 64)] += (65535 * bit - m[knot + (part >= 64)]) >> 6
+            self.learn_maps(refining, stretched, bit)
             for i, slot in enumerate(slots):
                 if before[i]:
                     self.count(maps[i][group], before[i], bit)
@@ -407,11 +569,6 @@ class Mixer:
             path = 2 * path + bit
             level += 1
 
-        for run in runs:
-            goes_on = run.count > 0 and run.token == low
-            run.count = min(run.count + 1, LONGEST_RUN) if goes_on else 1
-            run.token = low
-        self.remember(low)
         return low
 
     def remember(self, token: int) -> None:
@@ -453,7 +610,9 @@ class Mixer:
     def prime(self, data: bytes, piece: int) -> None:
         for at in range(0, len(data), piece):
             for token in tokenize(self.spellings, data[at : at + piece]):
-                self.token(lambda middle, _p1, token=token: token >= middle)  # type: ignore[misc]
+                self.token(
+                    lambda other, _p1, guess, token=token: answer(token, other, guess)  # type: ignore[misc]
+                )
 
     def encode(self, chunk: bytes) -> bytes:
         return encode_tokens(self, tokenize(self.spellings, chunk))
@@ -483,9 +642,10 @@ def encode_tokens(
     interval = Interval()
     for token, sums in zip(tokens, _sums(rows, table, len(tokens)), strict=True):
 
-        def decide(middle: int, p1: int, token: int = token) -> bool:
-            interval.narrow(token >= middle, p1)
-            return token >= middle
+        def decide(other: int, p1: int, guess: bool, token: int = token) -> bool:
+            bit = answer(token, other, guess)
+            interval.narrow(bit, p1)
+            return bit
 
         assert mixer.token(decide, sums) == token
     return interval.blob()
@@ -503,7 +663,7 @@ def decode_tokens(
     if interval.offset_of(blob) >= interval.range:
         return None
 
-    def decide(_middle: int, p1: int) -> bool:
+    def decide(_other: int, p1: int, _guess: bool) -> bool:
         bit = interval.offset_of(blob) < interval.bound(p1)
         interval.narrow(bit, p1)
         return bit
@@ -513,5 +673,7 @@ def decode_tokens(
     every_sums = _sums(rows, table, size)
     while left > 0:
         tokens.append(mixer.token(decide, next(every_sums)))
+        if mixer.contradicts:
+            return None
         left -= len(mixer.spellings[tokens[-1]])
     return tokens if left == 0 and interval.blob() == blob else None

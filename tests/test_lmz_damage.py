@@ -91,10 +91,11 @@ def test_every_flipped_bit_is_noticed(options):
 
 def test_every_flipped_byte_of_a_member_with_a_model_is_noticed(mixed, tiny):
     _, container = mixed
-    *_, mix_blob, lm_blob = blob_ranges(container)
+    _, _, mix_blob, lm_blob, *_, last = blob_ranges(container)
     frames = [*range(mix_blob.start - 8, mix_blob.start + 12)]
     frames += range(lm_blob.start - 8, lm_blob.start + 12)
-    for at in [*range(190), *frames, *range(lm_blob.stop - 12, len(container))]:
+    frames += range(lm_blob.stop - 12, lm_blob.stop)
+    for at in [*range(190), *frames, *range(last.stop, len(container))]:
         broken = bytearray(container)
         broken[at] ^= (1, 0x80, 0xFF)[at % 3]
         with pytest.raises(LmfsError):

@@ -111,7 +111,7 @@ CASES = {
     "text": Case(ALICE, ENGLISH),
     "logs": Case(log_lines(8), ENGLISH),
     "lines": Case(b"a,b\n\n\n,,\n1,22,333\r\n1,22,,333\n\xff\xfe,\n" * 3 + b"\n", ENGLISH),
-    "noise": Case(noise(400), SINGLE),
+    "noise": Case(noise(600), SINGLE),
     "one token for long": Case(b"b" + b"a" * 290, SINGLE),
     "two tokens for long": Case(b"ab" * 40 + b"ba" * 20, sorted([*SINGLE, b"aa", b"ab", b"ba"])),
     "a long repetition": Case(noise(280) * 2, SINGLE),
@@ -152,13 +152,21 @@ def test_blob_and_state_equal_the_references(name: str) -> None:
 
 
 def test_the_cases_go_where_they_should() -> None:
-    """Slots thrown out, counters and weights at their limits, long runs: or nothing is compared."""
+    """Slots thrown out, counters and weights at their limits, guesses: or nothing is compared."""
     assert of_reference("noise")[0].evictions > 5
     mixer, _ = of_reference("one token for long")
-    assert max(run.count for run in mixer.runs.values()) == reference.LONGEST_RUN
-    adaptive = np.frombuffer(mixer.adaptive(), reference.ADAPTIVE)[0]
+    assert mixer.guesses[True] > 200
+    guesses = [mixer.guesses for mixer, _ in map(of_reference, CASES)]
+    assert sum(wrong for wrong, _ in guesses) > 100
+    every = [
+        np.frombuffer(of_reference(name)[0].adaptive(), reference.ADAPTIVE)[0] for name in CASES
+    ]
     for name in reference.COUNTERS:
-        assert int((adaptive[name] & 1023).max()) == reference.COUNT_LIMIT
+        counts = [int((adaptive[name] & 1023).max()) for adaptive in every[:-2]]  # not the noise
+        # Matches and runs are right and wrong in guesses; on paths they are rare.
+        assert max(counts) >= (80 if "match" in name or name == "run" else reference.COUNT_LIMIT), (
+            name
+        )
     assert max(match.length for match in of_reference("a long repetition")[0].matches) > 256
     assert of_reference("extreme weights")[0].saturations > 100
     depths = {(len(case.spellings) - 1).bit_length() for case in CASES.values()}

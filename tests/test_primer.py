@@ -363,7 +363,13 @@ def test_what_follows_a_lost_beginning_hides_nothing_else(tiny, text, search):
     chooser = Planned(tiny, " ".join(plan), 70 * 40)
     container = packed(b"".join(chunks), 40, chooser=chooser)
     broken = spoilt(container, 0)[: frames_end(container)]
-    free = chunks[80:]
+    with reader(container) as whole:  # a chunk or two may be raw, that the mixer made no smaller
+        free = [
+            chunk
+            for chunk, coding in zip(chunks, whole.members[0].layout.codings, strict=True)
+            if chooser.codings[coding].codec is not CodecId.MIX
+        ]
+    assert len(free) < 35
     assert [part.data for part in recovered(broken, **search)] == free
 
 

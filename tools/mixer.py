@@ -25,7 +25,9 @@ from lmfs.profile import PROFILE_1
 from .corpus import WEIGHTS
 
 STRETCH_UNITS = 128  # a nat
-INPUTS, CONTEXTS = 32, 12
+CONTEXTS, MATCHES, RUNS, RUNS_OF_NODES = 24, 2, 10, 5
+VOTES = MATCHES + RUNS
+INPUTS, GUESS_INPUTS = 56, 16
 WEIGHT_ONE = 1 << 13
 KNOTS = 33
 PIECE = 16 << 10
@@ -42,17 +44,27 @@ TABLES = np.dtype(
 ADAPTIVE = np.dtype(
     [
         ("history", "<u4", (CONTEXTS, 4, 256)),
-        ("match", "<u4", (2, 16, 8)),
-        ("run", "<u4", (5, 2, 32)),
+        ("match", "<u4", (MATCHES, 16, 8)),
+        ("run", "<u4", (RUNS_OF_NODES, 2, 256)),
+        ("vote_match", "<u4", (MATCHES, 16, 8)),
+        ("vote_run", "<u4", (RUNS, 256)),
+        ("guess_match", "<u4", (MATCHES, 2, 16, 8)),
+        ("guess_run", "<u4", (RUNS, 2, 256)),
+        ("by_vote", "<i2", (2, VOTES, 16, GUESS_INPUTS)),
+        ("by_count", "<i2", (2, 12, 12, GUESS_INPUTS)),
+        ("by_voters", "<i2", (2, 2, 256, GUESS_INPUTS)),
+        ("by_guess", "<u2", (1024, KNOTS)),
+        ("by_against", "<u2", (VOTES, 16, KNOTS)),
         ("by_match", "<i2", (2, 16, 4, 2, INPUTS)),
         ("by_order", "<i2", (2, 6, 8, 4, INPUTS)),
-        ("by_level", "<i2", (16, 13, 2, INPUTS)),
+        ("by_level", "<i2", (16, CONTEXTS + 1, 2, INPUTS)),
         ("final", "<i2", (2, 16, 4, 4)),
         ("by_node", "<u2", (2048, KNOTS)),
         ("by_expected", "<u2", (16, 2, 16, KNOTS)),
         ("by_token", "<u2", (1024, KNOTS)),
     ]
 )
+COUNTERS = tuple(name for name in ADAPTIVE.names or () if ADAPTIVE[name].base == np.dtype("<u4"))
 
 
 # ------------------------------------------------------------------------------ bit histories
@@ -127,16 +139,25 @@ def unlearned() -> NDArray[np.void]:
     counts = np.zeros((256, 2))
     counts[: len(histories())] = [history[:2] for history in histories()]
     result["history"] = counters((counts[:, 1] + 0.4) / (counts.sum(1) + 0.8))
-    result["match"] = counters(1 - 0.5 / (np.arange(16) + 2))[:, None]
-    result["run"] = counters(1 - 0.5 / (np.arange(32) + 2))
+    by_length = 1 - 0.5 / (np.arange(16) + 2)
+    by_history = (counts[:, 1] + 0.3) / (counts.sum(1) + 0.6)
+    result["match"] = result["vote_match"] = counters(by_length)[:, None]
+    result["run"] = result["vote_run"] = counters(by_history)
+    result["guess_match"][:, 0] = counters(1 - by_length)[:, None]
+    result["guess_match"][:, 1] = counters(by_length)[:, None]
+    result["guess_run"][:, 0] = counters((1 - by_history) / 2)
+    result["guess_run"][:, 1] = counters(by_history)
     for name in ("by_match", "by_order", "by_level"):
-        result[name][..., :CONTEXTS] = int(0.3 * WEIGHT_ONE)
-        result[name][..., 2 * CONTEXTS : 2 * CONTEXTS + 2] = int(0.3 * WEIGHT_ONE)
-        result[name][..., 2 * CONTEXTS + 2 : -1] = int(0.1 * WEIGHT_ONE)
+        result[name][..., :CONTEXTS] = int(0.15 * WEIGHT_ONE)
+        result[name][..., 2 * CONTEXTS : 2 * CONTEXTS + MATCHES] = int(0.3 * WEIGHT_ONE)
+        result[name][..., 2 * CONTEXTS + MATCHES : -1] = int(0.1 * WEIGHT_ONE)
         result[name][..., -1] = int(0.3 * WEIGHT_ONE)
+    for name in ("by_vote", "by_count", "by_voters"):
+        result[name][..., :VOTES] = int(0.2 * WEIGHT_ONE)
+        result[name][..., VOTES + 1] = int(0.3 * WEIGHT_ONE)
     result["final"][..., :3] = WEIGHT_ONE // 3
     knots = (np.arange(KNOTS) * 128 - 2048) / STRETCH_UNITS
-    for name in ("by_node", "by_expected", "by_token"):
+    for name in ("by_node", "by_expected", "by_token", "by_guess", "by_against"):
         result[name] = np.rint(65535 / (1 + np.exp(-knots)))
     return result
 
@@ -144,7 +165,7 @@ def unlearned() -> NDArray[np.void]:
 def rested(adaptive: NDArray[np.void], most: int) -> NDArray[np.void]:
     """The same with no counter above `most`, so that it goes on learning quickly."""
     result = adaptive.copy()
-    for name in ("history", "match", "run"):
+    for name in COUNTERS:
         counters = result[name]
         result[name] = counters & ~np.uint32(1023) | np.minimum(counters & 1023, most)
     return result

@@ -1,13 +1,18 @@
 // Context mixing along a token's path: what a model cannot know, learned while coding.
 //
-// At every node of the path (frequencies.hpp) some thirty predictions of the next bit, each in the
-// logistic domain, are added up with weights that are learned online (a gated linear mixture), and
-// the sum is refined by adaptive probability maps. Predictions come from
+// A token is first guessed, as a whole: where some vote is good enough, one decision says whether the
+// token is the one voted for. Only if it is not, its path (frequencies.hpp) is decided node by node.
+// In logs nine of ten tokens are guessed, so the costly contexts are left to those that surprise.
 //
-//   contexts  what followed in hashed contexts (preceding tokens, words, columns, fields of lines):
-//             a slot of bit histories for every three levels of the path
-//   runs      the token that followed last time in some of these contexts, and how often in a row
-//   matches   the token that followed the longest and the latest repetition
+// For every decision some predictions of its bit, each in the logistic domain, are added up with
+// weights that are learned online (a gated linear mixture), and the sum is refined by adaptive
+// probability maps. Predictions come from
+//
+//   contexts  what followed in hashed contexts (preceding tokens, words, columns, fields of lines,
+//             the wrong guess): a slot of bit histories for every three levels of the path
+//   runs      the token that followed last time in some of these contexts, with the history of
+//             whether it was the one before; they vote
+//   matches   the token that followed the longest and the latest repetition; they vote
 //   model     the model's probability, where a model runs
 //
 // Everything is integer arithmetic that no compiler or machine may do differently: wrapping sums are
@@ -44,14 +49,25 @@ namespace lmfs {
 
 namespace mixing {
 
-inline constexpr int kContexts = 12;
-inline constexpr int kRuns = 5;
+inline constexpr int kPlainContexts = 12;  // those that do not know of a guess
+inline constexpr int kContexts = 24;
+inline constexpr int kRuns = 10;
+inline constexpr int kRunsOfNodes = 5;  // so many of them are inputs at nodes
 inline constexpr int kMatches = 2;
-inline constexpr int kInputs = 32;  // stretched and linear of each context, matches, runs, model
+inline constexpr int kVotes = kMatches + kRuns;
+// At nodes: stretched and linear of each context, matches, runs, model; a multiple of 8.
+inline constexpr int kInputs = 56;
 inline constexpr int kFirstMatch = 2 * kContexts;
 inline constexpr int kFirstRun = kFirstMatch + kMatches;
-inline constexpr int kModelInput = kFirstRun + kRuns;
+inline constexpr int kModelInput = kFirstRun + kRunsOfNodes;
 static_assert(kModelInput + 1 == kInputs);
+// Of a guess: votes, a constant, model; a multiple of 8.
+inline constexpr int kGuessInputs = 16;
+inline constexpr int kConstantInput = kVotes;
+inline constexpr int kGuessModelInput = kVotes + 1;
+inline constexpr int kConstant = 256;
+inline constexpr std::uint32_t kGuessFrom = 1 << 14;  // of a vote's p16
+inline constexpr int kRunBitsOfSet = 8;  // runs whose agreement chooses a weight set
 
 inline constexpr int kSets = 3;
 inline constexpr int kLevelsOfSlot = 3;
@@ -63,8 +79,8 @@ inline constexpr int kSlotBits = 17;
 inline constexpr int kRunBits = 14;
 inline constexpr int kMatchBits = 15;
 inline constexpr std::array<int, kMatches> kMinMatch{5, 2};
-// The contexts that have runs: one token, two, three, five; a field's column.
-inline constexpr std::array<int, kRuns> kRunContext{1, 2, 4, 8, 9};
+// The contexts that have runs.
+inline constexpr std::array<int, kRuns> kRunContext{1, 2, 4, 8, 9, 3, 5, 10, 11, 7};
 inline constexpr int kMapLimit = 255;
 
 // A probability of 22 bits and, below it, a count of 10: it moves by 1 / (count + 1.5).
@@ -75,10 +91,19 @@ using Counter = std::uint32_t;
 struct Adaptive {
     Counter history[kContexts][kGroups][256];
     Counter match[kMatches][16][8];
-    Counter run[kRuns][2][32];
+    Counter run[kRunsOfNodes][2][256];
+    Counter vote_match[kMatches][16][8];  // of votes being right
+    Counter vote_run[kRuns][256];
+    Counter guess_match[kMatches][2][16][8];  // of guesses, by whether the vote agrees
+    Counter guess_run[kRuns][2][256];
+    std::int16_t by_vote[2][kVotes][16][kGuessInputs];
+    std::int16_t by_count[2][12][12][kGuessInputs];
+    std::int16_t by_voters[2][2][1 << kRunBitsOfSet][kGuessInputs];
+    std::uint16_t by_guess[1024][kKnots];
+    std::uint16_t by_against[kVotes][16][kKnots];
     std::int16_t by_match[2][16][4][2][kInputs];
     std::int16_t by_order[2][6][8][4][kInputs];
-    std::int16_t by_level[16][13][2][kInputs];
+    std::int16_t by_level[16][kContexts + 1][2][kInputs];
     std::int16_t final[2][16][4][4];  // the fourth of four is not used
     std::uint16_t by_node[2048][kKnots];
     std::uint16_t by_expected[16][2][16][kKnots];
@@ -155,10 +180,11 @@ public:
         word_ = word_before_ = field_ = first_field_ = 0;
         line_shape_ = field_shape_ = 0;
         shapes_before_ = {};
-        after_digit_ = false;
+        after_digit_ = contradicts_ = false;
     }
 
-    // The next token, whose bits `decide(middle, p1)` gives; nullptr where no model runs.
+    // The next token. `decide(other, p1, guess)` gives its bits: whether it is `other` (a guess), or
+    // whether it is `other` or one behind it. model: nullptr where none runs.
     template <typename Decide>
     std::size_t token(const Cumulative* model, Decide&& decide);
 
@@ -169,8 +195,8 @@ public:
         for (std::size_t at = 0; at < bytes.size(); at += piece)
             for (const std::size_t token : vocabulary_->tokenize(bytes.substr(at, piece))) {
                 double probability = 1.0;
-                this->token(nullptr, [&](std::size_t middle, std::uint32_t p1) {
-                    const bool bit = token >= middle;
+                this->token(nullptr, [&](std::size_t other, std::uint32_t p1, bool guess = false) {
+                    const bool bit = guess ? token == other : token >= other;
                     probability *= bit ? p1 : kProbabilityOne - p1;
                     probability /= kProbabilityOne;
                     return bit;
@@ -179,6 +205,10 @@ public:
             }
         return bits;
     }
+
+    // Whether some path led to the token that was just denied: no encoder says so. A decoder takes it
+    // for damage; else a chunk had several blobs.
+    bool contradicts() const { return contradicts_; }
 
     const mixing::Adaptive& adaptive() const { return adaptive_; }
     const Vocabulary& vocabulary() const { return *vocabulary_; }
@@ -190,7 +220,7 @@ private:
     };
     struct Run {
         std::uint8_t check = 0;
-        std::uint8_t count = 0;
+        std::uint8_t history = 0;  // of whether a token was the one before; 0: there was none
         std::uint16_t token = 0;
     };
     struct Match {
@@ -245,10 +275,11 @@ private:
     static std::uint32_t p16(mixing::Counter counter) { return counter >> 16; }
 
     // Sum of products, wrapping.
+    template <int kCount>
     static std::int32_t dot(const std::int16_t* weights, const std::int16_t* inputs) {
 #if defined(__SSE2__)
         __m128i sum = _mm_setzero_si128();
-        for (int i = 0; i < mixing::kInputs; i += 8)
+        for (int i = 0; i < kCount; i += 8)
             sum = _mm_add_epi32(
                 sum, _mm_madd_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(weights + i)),
                                     _mm_loadu_si128(reinterpret_cast<const __m128i*>(inputs + i))));
@@ -257,19 +288,20 @@ private:
         return _mm_cvtsi128_si32(sum);
 #else
         std::uint32_t sum = 0;
-        for (int i = 0; i < mixing::kInputs; ++i)
+        for (int i = 0; i < kCount; ++i)
             sum += static_cast<std::uint32_t>(std::int32_t{weights[i]} * inputs[i]);
         return static_cast<std::int32_t>(sum);
 #endif
     }
 
     // weights += inputs * error / 2^16, rounded, saturating; error in 1/2^15.
+    template <int kCount>
     static void learn(std::int16_t* weights, const std::int16_t* inputs, std::int16_t error) {
         // Every step would be rounded to 0: 2 * 2047 * 16 < 2^16.
         if (error >= -16 && error <= 16) return;
 #if defined(__SSE2__)
         const __m128i by = _mm_set1_epi16(error);
-        for (int i = 0; i < mixing::kInputs; i += 8) {
+        for (int i = 0; i < kCount; i += 8) {
             auto* at = reinterpret_cast<__m128i*>(weights + i);
             const __m128i input = _mm_loadu_si128(reinterpret_cast<const __m128i*>(inputs + i));
             const __m128i twice = _mm_mulhi_epi16(_mm_add_epi16(input, input), by);
@@ -277,7 +309,7 @@ private:
             _mm_storeu_si128(at, _mm_adds_epi16(_mm_loadu_si128(at), step));
         }
 #else
-        for (int i = 0; i < mixing::kInputs; ++i) {
+        for (int i = 0; i < kCount; ++i) {
             const std::int32_t step = ((std::int32_t{inputs[i]} * 2 * error >> 16) + 1) >> 1;
             weights[i] =
                 static_cast<std::int16_t>(std::clamp<std::int32_t>(weights[i] + step, -32768, 32767));
@@ -310,8 +342,53 @@ private:
 
     std::uint8_t seen(const Slot& slot) const { return profile_->tables.seen[slot.history[0]]; }
 
+    // What expects a token, before it is known.
+    struct Votes {
+        std::array<Run*, mixing::kRuns> runs;
+        std::array<mixing::Counter*, mixing::kVotes> counters{};  // nullptr: no vote
+        std::array<std::uint16_t, mixing::kVotes> tokens{};
+        std::array<int, mixing::kMatches> lengths{};
+        std::array<std::size_t, mixing::kMatches> misses{};
+    };
+
     void hash_contexts();
+    void hash_contexts_after(std::uint32_t guessed);
+    Votes ask();
+    template <typename Decide>
+    bool guess(const Votes& votes, std::size_t best, const Cumulative* model, Decide&& decide);
+    template <typename Decide>
+    std::size_t path(Votes& votes, std::size_t guessed, const Cumulative* model, Decide&& decide);
     void remember(std::size_t token);
+
+    // Where a probability lies between the knots of a map.
+    struct Place {
+        explicit Place(int stretched) {
+            const int scaled = stretched + mixing::kMaxStretch + 1;
+            knot = scaled >> 7;
+            part = scaled & 127;
+        }
+        std::uint32_t in(const std::uint16_t* map) const {
+            return static_cast<std::uint32_t>(map[knot] * (128 - part) + map[knot + 1] * part) >> 1;
+        }
+        void learn(std::uint16_t* map, bool bit) const {
+            std::uint16_t& nearest = map[knot + (part >= 64)];
+            nearest = static_cast<std::uint16_t>(nearest + ((bit ? 65535 - nearest : -nearest) >> 6));
+        }
+        int knot, part;
+    };
+
+    static std::int16_t error(bool bit, std::uint32_t p) {
+        const std::int32_t target = bit ? (1 << 22) - 1 : 0;
+        return static_cast<std::int16_t>((target - static_cast<std::int32_t>(p)) >> 7);
+    }
+
+    static std::uint32_t refined(std::uint32_t mixed, std::uint32_t one, std::uint32_t other) {
+        return std::clamp<std::uint32_t>((2 * mixed + one + other) >> 2, 1, kProbabilityOne - 1);
+    }
+
+    int mixed(std::int32_t sum) const {
+        return std::clamp(sum >> mixing::kWeightBits, -mixing::kMaxStretch, mixing::kMaxStretch);
+    }
 
     std::uint32_t four_bytes(std::size_t at, std::size_t end) const {
         std::uint32_t bytes = 0;
@@ -337,6 +414,7 @@ private:
     std::uint32_t line_shape_ = 0, field_shape_ = 0;
     std::array<std::uint32_t, 2> shapes_before_{};
     bool after_digit_ = false;
+    bool contradicts_ = false;
 };
 
 inline void Mixer::hash_contexts() {
@@ -359,40 +437,177 @@ inline void Mixer::hash_contexts() {
     contexts_[9] = hash(above & 0xFFFFFF, hash(number, field_));
     contexts_[10] = hash(hash(field_, number), first_field_);
     contexts_[11] = hash(line_shape_, 1);
-    for (std::uint32_t k = 0; k < mixing::kContexts; ++k)
+    for (std::uint32_t k = 0; k < mixing::kPlainContexts; ++k)
         contexts_[k] = hash(contexts_[k], 0x9E37 * (k + 1));
+}
+
+// The others, behind a wrong guess (its token plus 1) or none (0).
+inline void Mixer::hash_contexts_after(std::uint32_t guessed) {
+    const std::uint16_t* last = tokens_.data() + tokens_.size();
+    const auto at = [last](int k) { return std::uint32_t{last[-k]} + 1; };
+    const auto field = static_cast<std::uint32_t>(fields_.size() - 1);
+    contexts_[12] = hash(guessed, at(1));
+    contexts_[13] = hash(hash(guessed, field), field_);
+    contexts_[14] = hash(guessed, line_shape_);
+    contexts_[15] = hash(hash(guessed, at(1)), at(2));
+    contexts_[16] = hash(guessed, first_field_);
+    contexts_[17] = hash(guessed, hash(word_, word_before_));
+    contexts_[18] = hash(hash(guessed, field), first_field_);
+    contexts_[19] = hash(hash(shapes_before_[0], field_shape_), field);
+    contexts_[20] = hash(guessed, 1);
+    contexts_[21] = hash(hash(guessed, at(2)), at(3));
+    contexts_[22] = hash(at(1), at(3));
+    contexts_[23] = hash(at(2), at(3));
+    for (std::uint32_t k = mixing::kPlainContexts; k < mixing::kContexts; ++k)
+        contexts_[k] = hash(contexts_[k], 0x9E37 * (k + 1));
+}
+
+inline Mixer::Votes Mixer::ask() {
+    using namespace mixing;
+    Votes votes;
+    std::array<std::uint32_t, kRuns> hashes;
+    for (std::size_t k = 0; k < kRuns; ++k) {
+        hashes[k] = hash(contexts_[static_cast<std::size_t>(kRunContext[k])], 77);
+        votes.runs[k] = &runs_[(k << kRunBits) + (hashes[k] >> (32 - kRunBits))];
+        prefetch(votes.runs[k]);
+    }
+    for (std::size_t k = 0; k < kMatches; ++k) {
+        votes.lengths[k] = length_class(matches_[k].length);
+        votes.misses[k] = std::min<std::uint32_t>(matches_[k].misses, 7);
+        if (matches_[k].at == 0 || (k == 1 && matches_[0].at == matches_[1].at)) continue;
+        votes.tokens[k] = tokens_[matches_[k].at];
+        votes.counters[k] = &adaptive_.vote_match[k][votes.lengths[k]][votes.misses[k]];
+    }
+    for (std::size_t k = 0; k < kRuns; ++k) {
+        Run& run = *votes.runs[k];
+        const auto check = static_cast<std::uint8_t>(hashes[k]);
+        if (run.check != check) run = Run{check, 0, 0};
+        if (run.history == 0) continue;
+        votes.tokens[kMatches + k] = run.token;
+        votes.counters[kMatches + k] = &adaptive_.vote_run[k][run.history];
+    }
+    return votes;
 }
 
 template <typename Decide>
 std::size_t Mixer::token(const Cumulative* model, Decide&& decide) {
     using namespace mixing;
     hash_contexts();
+    Votes votes = ask();
+    std::size_t best = kVotes;
+    Counter most = 0;
+    for (std::size_t k = 0; k < kVotes; ++k)
+        if (votes.counters[k] && *votes.counters[k] > most) {
+            most = *votes.counters[k];
+            best = k;
+        }
 
-    std::array<Run*, kRuns> runs;
-    std::array<bool, kRuns> run_holds;
-    for (std::size_t k = 0; k < kRuns; ++k) {
-        const std::uint32_t h = hash(contexts_[static_cast<std::size_t>(kRunContext[k])], 77);
-        Run& run = runs_[(k << kRunBits) + (h >> (32 - kRunBits))];
-        const auto check = static_cast<std::uint8_t>(h);
-        if (run.check != check) run = Run{check, 0, 0};
-        runs[k] = &run;
-        run_holds[k] = run.count > 0;
+    std::size_t token;
+    if (p16(most) < kGuessFrom) {
+        token = path(votes, vocabulary_->size(), model, decide);
+    } else {
+        token = votes.tokens[best];
+        if (!guess(votes, best, model, decide)) {
+            const std::size_t guessed = std::exchange(token, path(votes, token, model, decide));
+            contradicts_ = contradicts_ || token == guessed;
+        }
     }
-    std::array<std::size_t, kMatches> expected{};
-    std::array<bool, kMatches> match_holds{};
-    std::array<int, kMatches> length{};
-    std::array<std::size_t, kMatches> misses{};
-    for (std::size_t k = 0; k < kMatches; ++k) {
-        match_holds[k] = matches_[k].at != 0;
-        if (match_holds[k]) expected[k] = tokens_[matches_[k].at];
-        length[k] = length_class(matches_[k].length);
-        misses[k] = std::min<std::uint32_t>(matches_[k].misses, 7);
+
+    for (std::size_t k = 0; k < kVotes; ++k)
+        if (votes.counters[k]) count(*votes.counters[k], votes.tokens[k] == token);
+    for (Run* run : votes.runs) {
+        const bool same = run->history == 0 || run->token == token;
+        run->history = profile_->tables.next[same][run->history];
+        run->token = static_cast<std::uint16_t>(token);
     }
-    if (matches_[0].at == matches_[1].at) match_holds[1] = false;
+    remember(token);
+    return token;
+}
+
+// Whether the token is that of the vote `best`.
+template <typename Decide>
+bool Mixer::guess(const Votes& votes, std::size_t best, const Cumulative* model, Decide&& decide) {
+    using namespace mixing;
+    const std::size_t family = model != nullptr;
+    const std::size_t guessed = votes.tokens[best];
+    alignas(16) std::int16_t inputs[kGuessInputs] = {};
+    std::array<Counter*, kVotes> maps{};
+    std::size_t agree = 0, against = 0, voters = 0;
+    for (std::size_t k = 0; k < kVotes; ++k) {
+        if (!votes.counters[k]) continue;
+        const bool same = votes.tokens[k] == guessed;
+        (same ? agree : against) += 1;
+        if (k < kMatches) {
+            maps[k] = &adaptive_.guess_match[k][same][votes.lengths[k]][votes.misses[k]];
+        } else {
+            const std::size_t run = k - kMatches;
+            maps[k] = &adaptive_.guess_run[run][same][votes.runs[run]->history];
+            if (same && run < kRunBitsOfSet) voters |= std::size_t{1} << run;
+        }
+        inputs[k] = static_cast<std::int16_t>(stretch(p16(*maps[k])));
+    }
+    inputs[kConstantInput] = kConstant;
+    if (model) {
+        const std::uint64_t ratio =
+            (((*model)[guessed + 1] - (*model)[guessed]) << 16) / (*model)[vocabulary_->size()];
+        inputs[kGuessModelInput] = static_cast<std::int16_t>(
+            stretch(static_cast<std::uint32_t>(std::min<std::uint64_t>(ratio, 65535))));
+    }
+
+    const bool matches = votes.counters[0] && votes.tokens[0] == guessed;
+    const std::array<std::int16_t*, kSets> weights{
+        adaptive_.by_vote[family][best][votes.counters[0] ? votes.lengths[0] : 0],
+        adaptive_.by_count[family][std::min<std::size_t>(agree, 11)][std::min<std::size_t>(against, 11)],
+        adaptive_.by_voters[family][matches][voters],
+    };
+    std::array<std::uint32_t, kSets> mixed_p;
+    std::int32_t sum = 0;
+    for (std::size_t k = 0; k < kSets; ++k) {
+        const int stretched = mixed(dot<kGuessInputs>(weights[k], inputs));
+        mixed_p[k] = squash(stretched);
+        sum += stretched;
+    }
+    const int stretched = sum * 21845 >> 16;  // their mean
+    const Place place(stretched);
+    std::uint16_t* by_guess =
+        adaptive_.by_guess[hash(static_cast<std::uint32_t>(guessed), tokens_.back()) & 1023];
+    std::uint16_t* by_against = adaptive_.by_against[best][std::min<std::size_t>(against, 15)];
+
+    const bool hit = decide(guessed, refined(squash(stretched), place.in(by_guess),
+                                             place.in(by_against)), true);
+
+    for (std::size_t k = 0; k < kSets; ++k)
+        learn<kGuessInputs>(weights[k], inputs, error(hit, mixed_p[k]));
+    place.learn(by_guess, hit);
+    place.learn(by_against, hit);
+    for (Counter* map : maps)
+        if (map) count(*map, hit);
+    return hit;
+}
+
+// The token, node by node. guessed: wrongly; the vocabulary's size if nothing was guessed.
+template <typename Decide>
+std::size_t Mixer::path(Votes& votes, std::size_t guessed, const Cumulative* model, Decide&& decide) {
+    using namespace mixing;
+    const bool was_guess = guessed < vocabulary_->size();
+    hash_contexts_after(was_guess ? static_cast<std::uint32_t>(guessed) + 1 : 0);
+    std::array<bool, kVotes> holds;
+    for (std::size_t k = 0; k < kVotes; ++k)
+        holds[k] = votes.counters[k] && votes.tokens[k] != guessed;
+    bool* match_holds = holds.data();
+    bool* run_holds = holds.data() + kMatches;
+    const std::uint16_t* expected = votes.tokens.data();
+    const std::uint16_t* run_token = votes.tokens.data() + kMatches;
+    // Cumulative frequencies, without that of the wrong guess.
+    const std::uint64_t left_out =
+        model && was_guess ? (*model)[guessed + 1] - (*model)[guessed] : 0;
+    const auto cumulative = [&](std::size_t at) {
+        return (*model)[at] - (at > guessed ? left_out : 0);
+    };
 
     const std::size_t family = model != nullptr;
     std::size_t low = 0, high = vocabulary_->size();
-    std::uint64_t at_low = 0, at_high = model ? (*model)[high] : 0;
+    std::uint64_t at_low = 0, at_high = model ? cumulative(high) : 0;
     std::array<Slot*, kContexts> slots;
     std::size_t node = 1;     // of the path, the bits so far behind a 1
     std::size_t in_slot = 1;  // likewise, within three levels
@@ -432,22 +647,22 @@ std::size_t Mixer::token(const Cumulative* model, Decide&& decide) {
         for (std::size_t k = 0; k < kMatches; ++k) {
             inputs[kFirstMatch + k] = 0;
             if (!match_holds[k]) continue;
-            match_maps[k] = &adaptive_.match[k][length[k]][misses[k]];
+            match_maps[k] = &adaptive_.match[k][votes.lengths[k]][votes.misses[k]];
             const int s = stretch(p16(*match_maps[k]));
             inputs[kFirstMatch + k] = static_cast<std::int16_t>(expected[k] >= middle ? s : -s);
         }
-        std::array<Counter*, kRuns> run_maps{};
-        for (std::size_t k = 0; k < kRuns; ++k) {
+        std::array<Counter*, kRunsOfNodes> run_maps{};
+        for (std::size_t k = 0; k < kRunsOfNodes; ++k) {
             inputs[kFirstRun + k] = 0;
             if (!run_holds[k]) continue;
-            run_maps[k] = &adaptive_.run[k][level > 3][std::min<int>(runs[k]->count, 31)];
+            run_maps[k] = &adaptive_.run[k][level > 3][votes.runs[k]->history];
             const int s = stretch(p16(*run_maps[k]));
-            inputs[kFirstRun + k] = static_cast<std::int16_t>(runs[k]->token >= middle ? s : -s);
+            inputs[kFirstRun + k] = static_cast<std::int16_t>(run_token[k] >= middle ? s : -s);
         }
         std::uint64_t at_middle = 0;
         int said = 0;
         if (model) {
-            at_middle = (*model)[middle];
+            at_middle = cumulative(middle);
             const std::uint64_t ratio =
                 ((at_high - at_middle) << kProbabilityBits) / (at_high - at_low);
             said = stretch(static_cast<std::uint32_t>(
@@ -457,58 +672,45 @@ std::size_t Mixer::token(const Cumulative* model, Decide&& decide) {
 
         // Mixture: three weight sets, then one of their results.
         const std::size_t matched =
-            match_holds[0] ? std::min<std::size_t>(static_cast<std::size_t>(length[0]) + 1, 15) : 0;
+            match_holds[0] ? std::min<std::size_t>(static_cast<std::size_t>(votes.lengths[0]) + 1, 15) : 0;
         const auto sure = static_cast<std::size_t>(std::min(std::abs(said) / 96, 7));
         std::array<std::int16_t*, kSets> weights{
             adaptive_.by_match[family][matched][group][match_holds[1]],
             adaptive_.by_order[family][order][sure][group],
             adaptive_.by_level[std::min(level, 15)][known][family],
         };
-        std::array<int, kSets> mixed;
+        std::array<int, kSets> each;
         std::array<std::uint32_t, kSets> mixed_p;
         std::int16_t* final =
             adaptive_.final[family][std::min(level, 15)][2 * match_holds[0] + (order > 2)];
         std::int32_t sum = 0;
         for (std::size_t k = 0; k < kSets; ++k) {
-            mixed[k] = std::clamp(dot(weights[k], inputs) >> kWeightBits, -kMaxStretch, kMaxStretch);
-            mixed_p[k] = squash(mixed[k]);
-            sum += final[k] * mixed[k];
+            each[k] = mixed(dot<kInputs>(weights[k], inputs));
+            mixed_p[k] = squash(each[k]);
+            sum += final[k] * each[k];
         }
-        const int stretched = std::clamp(sum >> kWeightBits, -kMaxStretch, kMaxStretch);
+        const int stretched = mixed(sum);
         const std::uint32_t p_mixed = squash(stretched);
 
         // Refinement.
-        const int scaled = stretched + kMaxStretch + 1;
-        const int knot = scaled >> 7;
-        const int part = scaled & 127;
+        const Place place(stretched);
         std::uint16_t* by_node = adaptive_.by_node[node & 2047];
         std::uint16_t* by_context =
             match_holds[0]
                 ? adaptive_.by_expected[matched][expected[0] >= middle][std::min(level, 15)]
                 : adaptive_.by_token[hash(tokens_.back(), static_cast<std::uint32_t>(node)) & 1023];
-        const auto interpolate = [&](const std::uint16_t* map) {
-            return static_cast<std::uint32_t>(map[knot] * (128 - part) + map[knot + 1] * part) >> 1;
-        };
-        const std::uint32_t p1 = std::clamp<std::uint32_t>(
-            (2 * p_mixed + interpolate(by_node) + interpolate(by_context)) >> 2, 1,
-            kProbabilityOne - 1);
 
-        const bool bit = decide(middle, p1);
+        const bool bit = decide(middle, refined(p_mixed, place.in(by_node), place.in(by_context)), false);
 
         // Learning.
-        const std::int32_t target = bit ? (1 << 22) - 1 : 0;
-        const auto error = [&](std::uint32_t p) {
-            return static_cast<std::int16_t>((target - static_cast<std::int32_t>(p)) >> 7);
-        };
-        for (std::size_t k = 0; k < kSets; ++k) learn(weights[k], inputs, error(mixed_p[k]));
-        const std::int32_t final_error = error(p_mixed);
         for (std::size_t k = 0; k < kSets; ++k)
-            final[k] = static_cast<std::int16_t>(
-                std::clamp<std::int32_t>(final[k] + ((mixed[k] * final_error + (1 << 16)) >> 17), -32768, 32767));
-        for (std::uint16_t* map : {by_node, by_context}) {
-            std::uint16_t& nearest = map[knot + (part >= 64)];
-            nearest = static_cast<std::uint16_t>(nearest + ((bit ? 65535 - nearest : -nearest) >> 6));
-        }
+            learn<kInputs>(weights[k], inputs, error(bit, mixed_p[k]));
+        const std::int32_t final_error = error(bit, p_mixed);
+        for (std::size_t k = 0; k < kSets; ++k)
+            final[k] = static_cast<std::int16_t>(std::clamp<std::int32_t>(
+                final[k] + ((each[k] * final_error + (1 << 16)) >> 17), -32768, 32767));
+        place.learn(by_node, bit);
+        place.learn(by_context, bit);
         for (std::size_t i = 0; i < kContexts; ++i) {
             if (maps[i]) count(*maps[i], bit);
             std::uint8_t& history = slots[i]->history[in_slot - 1];
@@ -520,9 +722,9 @@ std::size_t Mixer::token(const Cumulative* model, Decide&& decide) {
             count(*match_maps[k], right);
             match_holds[k] = right;
         }
-        for (std::size_t k = 0; k < kRuns; ++k) {
+        for (std::size_t k = 0; k < kRunsOfNodes; ++k) {
             if (!run_maps[k]) continue;
-            const bool right = (runs[k]->token >= middle) == bit;
+            const bool right = (run_token[k] >= middle) == bit;
             count(*run_maps[k], right);
             run_holds[k] = right;
         }
@@ -538,15 +740,6 @@ std::size_t Mixer::token(const Cumulative* model, Decide&& decide) {
         in_slot = in_slot << 1 | bit;
     }
 
-    for (Run* run : runs) {
-        if (run->count > 0 && run->token == low) {
-            run->count = static_cast<std::uint8_t>(std::min(run->count + 1, 255));
-        } else {
-            run->count = 1;
-            run->token = static_cast<std::uint16_t>(low);
-        }
-    }
-    remember(low);
     return low;
 }
 

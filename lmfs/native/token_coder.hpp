@@ -60,10 +60,10 @@ public:
                                             " is not in the vocabulary");
         for (std::size_t i = 0; i < time; ++i) {
             cumulative_.load(logits[i]);
-            // At most 16 nodes of at least 2^-22 each: far from a double's smallest value.
+            // At most 17 decisions of at least 2^-22 each: far from a double's smallest value.
             double probability = 1.0;
-            const auto encode = [&](std::size_t middle, std::uint32_t p1) {
-                const bool bit = tokens[i] >= middle;
+            const auto encode = [&](std::size_t other, std::uint32_t p1, bool guess = false) {
+                const bool bit = guess ? tokens[i] == other : tokens[i] >= other;
                 coder_.encode(bit, p1);
                 probability *= bit ? p1 : kProbabilityOne - p1;
                 probability /= kProbabilityOne;
@@ -137,13 +137,17 @@ public:
             const std::int64_t number = active_[row];
             Lane& lane = lanes_[static_cast<std::size_t>(number)];
             cumulative_.load(logits[row]);
-            const auto decode = [&](std::size_t, std::uint32_t p1) { return lane.coder.decode(p1); };
+            const auto decode = [&](std::size_t, std::uint32_t p1, bool = false) {
+                return lane.coder.decode(p1);
+            };
             const std::size_t token =
                 mixers_.empty() ? walk(cumulative_, decode)
                                 : mixers_[static_cast<std::size_t>(number)].token(&cumulative_, decode);
             tokens.push_back(static_cast<std::int64_t>(token));
             const std::string_view spelling = vocabulary_->spelling(token);
-            if (spelling.size() > lane.size - lane.chunk.size()) {
+            const bool contradicts =
+                !mixers_.empty() && mixers_[static_cast<std::size_t>(number)].contradicts();
+            if (contradicts || spelling.size() > lane.size - lane.chunk.size()) {
                 lane.damaged = true;
             } else {
                 lane.chunk.append(spelling);
@@ -196,8 +200,8 @@ private:
 inline std::vector<std::uint8_t> encode_with(Mixer& mixer, std::string_view chunk) {
     RangeEncoder coder;
     for (const std::size_t token : mixer.vocabulary().tokenize(chunk))
-        mixer.token(nullptr, [&](std::size_t middle, std::uint32_t p1) {
-            const bool bit = token >= middle;
+        mixer.token(nullptr, [&](std::size_t other, std::uint32_t p1, bool guess) {
+            const bool bit = guess ? token == other : token >= other;
             coder.encode(bit, p1);
             return bit;
         });
@@ -213,9 +217,9 @@ inline std::optional<std::string> decode_with(Mixer& mixer, std::string_view blo
     while (chunk.size() < size) {
         if (coder.damaged()) return std::nullopt;
         const std::size_t token = mixer.token(
-            nullptr, [&](std::size_t, std::uint32_t p1) { return coder.decode(p1); });
+            nullptr, [&](std::size_t, std::uint32_t p1, bool) { return coder.decode(p1); });
         const std::string_view spelling = mixer.vocabulary().spelling(token);
-        if (spelling.size() > size - chunk.size()) return std::nullopt;
+        if (mixer.contradicts() || spelling.size() > size - chunk.size()) return std::nullopt;
         chunk.append(spelling);
         tokens.push_back(static_cast<std::uint16_t>(token));
     }
