@@ -186,6 +186,8 @@ def test_the_panels_front_follows_the_better_side():
 
 def test_ticks():
     assert picture.ticks(1.5, 60) == [2, 5, 10, 20, 50]
+    assert picture.ticks(2.1, 4.4) == [3, 4]
+    assert picture.ticks(9, 33) == [10, 15, 20, 30]
     assert picture.ticks(0.9, 1100) == [1, 10, 100, 1000]
 
 

@@ -57,8 +57,8 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 FIXTURES = [REPOSITORY / "tests" / "data" / name for name in ("dpkg.log", "alice29.txt")]
 READ_BYTES, REGION_BYTES, PIECE_BYTES = 4096, 64 << 10, 128 << 10
 KINDS = {
-    "lmfs": "lmfs, through its mount",
-    "seek": "others with random access",
+    "lmfs": "lmfs at its levels",
+    "seek": "others with random access (squashfuse, ratarmount)",
     "whole": "unpacked from the start",
 }
 PICTURED_FILES = 2
@@ -295,7 +295,7 @@ def panels(result: Mapping[str, Any]) -> list[picture.Panel]:
             key: str, numbers: list[tuple[report.Row, dict[str, float | None]]] = numbers
         ) -> list[picture.Point]:
             return [
-                picture.Point(row["packer"], row["kind"], number[key], number["ratio"])
+                picture.Point(_label(row["packer"]), row["kind"], number[key], number["ratio"])
                 for row, number in numbers
                 if number[key]
             ]
@@ -312,6 +312,12 @@ def panels(result: Mapping[str, Any]) -> list[picture.Panel]:
             )
         )
     return found
+
+
+def _label(name: str) -> str:
+    for long, short in (("lmfs ", ""), ("squashfs", "sqfs"), ("ratarmount", "ratar")):
+        name = name.replace(long, short)
+    return name
 
 
 def _kilobytes_a_second(value: float) -> str:

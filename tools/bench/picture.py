@@ -6,6 +6,7 @@ out, so that it can be read on white and on black.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from .report import front
 
 WIDTH, PANEL_HEIGHT, HEAD = 880, 330, 34
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 30, 44  # of a panel, around the plot
-FONT_PX, LETTER_PX = 10, 5.5
+FONT_PX, LETTER_PX = 10, 5.8
 TEXT, LINE = "#768390", "#768390"
 COLOURS = {"lmfs": "#d9622b", "seek": "#3f88c5", "whole": "#8d8d99"}
 
@@ -47,12 +48,15 @@ class Panel:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5, 10, ... in between; whole powers of ten only, where those are enough."""
+    """Round numbers in between: the fewest kinds that give three."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    found = [step * 10.0**power for power in powers for step in (1, 2, 5)]
-    inside = [tick for tick in found if low <= tick <= high]
-    tens = [tick for tick in inside if math.log10(tick) % 1 == 0]
-    return tens if len(tens) >= 3 else inside
+    inside: list[float] = []
+    for steps in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
+        found = [round(step * 10.0**power, 9) for power in powers for step in steps]
+        inside = [tick for tick in found if low <= tick <= high]
+        if len(inside) >= 3:
+            break
+    return inside
 
 
 def svg(panels: Sequence[Panel], kinds: dict[str, str], caption: str) -> str:
@@ -120,10 +124,9 @@ class _Plot:
         panel = self._panel
         lines = [_text(LEFT, TOP - 12, panel.title, size=12)]
         lines += self._axes()
-        steps = [self._place(p) for p in panel.front()]
-        if steps:
-            path = f"M{steps[0][0]:.1f} {steps[0][1]:.1f}"
-            path += "".join(f"V{y:.1f}H{x:.1f}" for x, y in steps[1:])
+        corners = self._corners()
+        if corners:
+            path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in corners)
             lines.append(f'<path d="{path}" fill="none" stroke="{LINE}" stroke-dasharray="4 3"/>')
         for point in panel.points:
             title = f"{point.label}: {point.y:.3g}, {panel.x_unit(point.x)}"
@@ -135,6 +138,13 @@ class _Plot:
             LEFT + _share(point.x, self._x) * (self._right - LEFT),
             self._bottom - _share(point.y, self._y) * (self._bottom - TOP),
         )
+
+    def _corners(self) -> list[tuple[float, float]]:
+        """The line of the front, which falls first and then goes on to the next point."""
+        places = [self._place(p) for p in self._panel.front()]
+        turns = [(before[0], after[1]) for before, after in itertools.pairwise(places)]
+        alternating = itertools.chain.from_iterable(itertools.zip_longest(places, turns))
+        return [corner for corner in alternating if corner is not None]
 
     def _axes(self) -> Iterator[str]:
         panel = self._panel
@@ -159,13 +169,15 @@ class _Plot:
         """Each at the nearest free place around its point; those of the front choose first."""
         best = self._panel.front()
         rank = sorted(self._panel.points, key=lambda p: (p not in best, p.kind != "lmfs"))
-        markers = [_around(*self._place(p), 5, 5) for p in rank]
+        avoided = [_around(*self._place(p), 5, 5) for p in rank]
+        for (x, y), (to_x, to_y) in itertools.pairwise(self._corners()):
+            avoided.append((min(x, to_x) - 1, min(y, to_y) - 1, max(x, to_x) + 1, max(y, to_y) + 1))
         taken: list[_Box] = []
         for point in rank:
             x, y = self._place(point)
             width, height = len(point.label) * LETTER_PX, FONT_PX
             candidates = list(_candidates(x, y, width, height))
-            box = min(candidates, key=lambda b: self._cost(b, [*markers, *taken]))
+            box = min(candidates, key=lambda b: self._cost(b, [*avoided, *taken]))
             taken.append(box)
             middle = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
             if math.dist(middle, (x, y)) > width / 2 + 14:

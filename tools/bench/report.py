@@ -121,7 +121,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         "",
         "Written by `python -m lmfs_tools.bench.peers`, which says how it measures. "
         f"{result['machine']}; {setting['threads']} threads where a program has them; "
-        f"{setting['rounds']} rounds in turns, medians; {setting['date']}.",
+        f"{setting['rounds']} round{'s' * (setting['rounds'] > 1)} in turns, medians; "
+        f"{setting['date']}.",
     ]
     if result["note"]:
         lines += ["", f"**{result['note']}**"]
