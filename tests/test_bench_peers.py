@@ -138,6 +138,13 @@ def test_json_has_a_line_a_row_and_comes_back():
     assert sum('"packer": "x"' in line and '"random_s"' in line for line in text.split("\n")) == 1
 
 
+def test_table_and_picture_are_those_of_the_measurements(tmp_path):
+    kept = peers.REPOSITORY / "tools" / "bench" / "results"
+    peers.write(json.loads((kept / "peers.json").read_text()), tmp_path / "peers")
+    for name in ("peers.json", "peers.md", "peers.svg"):
+        assert (tmp_path / name).read_text() == (kept / name).read_text(), name
+
+
 def panel(points: list[picture.Point], **more: bool) -> picture.Panel:
     return picture.Panel("a & b", "x", "y", points, lambda value: f"{value:g}", **more)
 
