@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -13,10 +14,10 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from lmfs_tools.bench import packers, peers, picture, processes, report
+from lmfs_tools.bench import contest, packers, peers, picture, processes, report
 
 SVG = "{http://www.w3.org/2000/svg}"
-ENVIRONMENT = peers.environment(1)
+ENVIRONMENT = contest.environment(1)
 
 
 def row(packer: str, archive_bytes: int, pack_s: list[float], **more: object) -> dict[str, object]:
@@ -75,19 +76,55 @@ def test_when_the_model_pays():
     assert report.model_pays_from(theirs, ours, 5_000) is None
 
 
+def test_levels():
+    assert peers.levels_in("1-9") == list(range(1, 10))
+    assert peers.levels_in("9,3-4,3") == [3, 4, 9]
+    for wrong in ("0", "10", "x", "", "1-", "1,,2"):
+        with pytest.raises(argparse.ArgumentTypeError, match="1 to 9"):
+            peers.levels_in(wrong)
+
+
+def test_files_that_cannot_be_compared(tmp_path):
+    (tmp_path / "a").write_bytes(b"12345")
+    (tmp_path / "empty").touch()
+    assert peers.read_files([tmp_path / "a"], 3) == {"a": b"123"}
+    for names, said in ((["a", "a"], "a second a"), (["empty"], "an empty file")):
+        with pytest.raises(ValueError, match=said):
+            peers.read_files([tmp_path / name for name in names], 3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["/nonexistent"], "/nonexistent"),
+        (["--rounds", "0"], "from 1 on, got 0"),
+        (["--levels", "11"], "from 1 to 9"),
+        (["--out", "/proc/x/y"], "/proc/x"),
+    ],
+)
+def test_usage_errors_are_one_line(wrong, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["peers", *wrong])
+    with pytest.raises(SystemExit) as leaving:
+        peers.arguments()
+    assert leaving.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "error: " in last
+    assert said in last
+
+
 @pytest.mark.parametrize("size", [0, 1, 4096, 5000, 65536, 70000, 1_000_000])
 def test_offsets_are_aligned_and_in_regions_of_their_own(size):
-    found = peers.offsets(size, 12, random.Random(1))
-    assert found == peers.offsets(size, 12, random.Random(1))
+    found = contest.offsets(size, 12, random.Random(1))
+    assert found == contest.offsets(size, 12, random.Random(1))
     assert 1 <= len(found) <= 12
     assert all(place % 4096 == 0 for place in found)
     assert all(place == 0 or place + 4096 <= size for place in found)
-    assert len({place // peers.REGION_BYTES for place in found}) == len(found)
+    assert len({place // contest.REGION_BYTES for place in found}) == len(found)
 
 
 def test_offsets_reach_the_whole_file():
     chance = random.Random(1)
-    found = {place for _ in range(400) for place in peers.offsets(200_000, 12, chance)}
+    found = {place for _ in range(400) for place in contest.offsets(200_000, 12, chance)}
     assert found == set(range(0, 200_000 - 4096 + 1, 4096))
 
 
@@ -230,18 +267,18 @@ def running(pid: int) -> bool:
         return False
 
 
-def settings(**more: object) -> peers.Settings:
+def settings(**more: object) -> contest.Settings:
     given = {"bytes": 10**6, "rounds": 1, "reads": 3, "threads": 1, "limit_s": 60.0}
-    return peers.Settings(**{**given, "budget_s": 60.0, "date": "2026-01-01", **more})
+    return contest.Settings(**{**given, "budget_s": 60.0, "date": "2026-01-01", **more})
 
 
-def contest(folder: Path, pack: str, unpack: str) -> peers.Contest:
+def filtering(folder: Path, pack: str, unpack: str) -> contest.Contest:
     packer = packers.whole("p", "sh", "dash", "bin", pack, unpack)
-    return peers.Contest(packer, "data", os.urandom(200_000), folder / "work", settings())
+    return contest.Contest(packer, "data", os.urandom(200_000), folder / "work", settings())
 
 
 def test_a_contest_of_a_filter(tmp_path):
-    one = contest(tmp_path, "cp data data.bin", "cat data.bin")
+    one = filtering(tmp_path, "cp data data.bin", "cat data.bin")
     one.take_turn([4096, 65536])
     found = one.record.row()
     assert "failed" not in found
@@ -252,7 +289,7 @@ def test_a_contest_of_a_filter(tmp_path):
 
 @pytest.mark.parametrize("unpack", ["head -c 199999 data.bin", "tr '\\000' '\\001' < data.bin"])
 def test_wrong_bytes_do_not_count(tmp_path, unpack):
-    one = contest(tmp_path, "cp data data.bin", unpack)
+    one = filtering(tmp_path, "cp data data.bin", unpack)
     one.take_turn([0])
     assert one.record.row()["failed"].startswith("WRONG BYTES")
 
@@ -260,7 +297,7 @@ def test_wrong_bytes_do_not_count(tmp_path, unpack):
 def test_a_work_is_repeated_within_its_budget_only(tmp_path):
     packer = packers.whole("p", "sh", "dash", "bin", "sleep 0.3; cp data data.bin", "cat data.bin")
     short = settings(budget_s=0.5)
-    one = peers.Contest(packer, "data", b"text " * 4000, tmp_path / "work", short)
+    one = contest.Contest(packer, "data", b"text " * 4000, tmp_path / "work", short)
     for _ in range(3):
         one.take_turn([0])
     assert len(one.record.pack.wall_s) == 1
@@ -269,7 +306,7 @@ def test_a_work_is_repeated_within_its_budget_only(tmp_path):
 
 def test_a_contest_of_a_mount(tmp_path):
     data = b"".join(b"%d: the same line again\n" % n for n in range(8000))
-    one = peers.Contest(packers.lmfs(2, 16), "log", data, tmp_path / "work", settings())
+    one = contest.Contest(packers.lmfs(2, 16), "log", data, tmp_path / "work", settings())
     one.take_turn([65536, 0, 131072])
     found = one.record.row()
     assert "failed" not in found
@@ -287,7 +324,8 @@ def mounts_below(folder: Path) -> list[str]:
     ]
 
 
-def test_an_interrupt_leaves_nothing_behind(tmp_path):
+@pytest.mark.parametrize("moment", ["mounting", "mounted"])
+def test_an_interrupt_leaves_nothing_behind(tmp_path, moment):
     data = tmp_path / "data.txt"
     data.write_bytes(os.urandom(50_000).hex().encode())
     command = [sys.executable, "-m", "lmfs_tools.bench.peers", "--levels", "1", "--only", "none"]
@@ -297,11 +335,21 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path):
         stderr=subprocess.DEVNULL,
     )
     until = time.monotonic() + 60
-    while not mounts_below(tmp_path) and time.monotonic() < until:
+    while not has_come(moment, tmp_path) and time.monotonic() < until:
         assert process.poll() is None
-        time.sleep(0.002)
-    assert mounts_below(tmp_path)
+        time.sleep(0.001)
+    assert has_come(moment, tmp_path)
+    time.sleep(0.05)  # a mount takes several times that
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
+    time.sleep(1)
     assert mounts_below(tmp_path) == []
     assert [path.name for path in tmp_path.iterdir()] == ["data.txt"]
+
+
+def has_come(moment: str, folder: Path) -> bool:
+    if moment == "mounted":
+        return bool(mounts_below(folder))
+    return any(folder.glob("lmfs-bench-*/data.txt/*/mnt"))

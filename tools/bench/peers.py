@@ -32,217 +32,36 @@ import os
 import pathlib
 import platform
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-import lmfs
 from lmfs.models import registry
 
 from . import packers, picture, report
+from .contest import Contest, Record, Settings, environment, offsets
 from .packers import Packer
-from .processes import Cost, Failed, Mounted, mounted, run
+from .processes import unmount_below
 from .speed import processor
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 FIXTURES = [REPOSITORY / "tests" / "data" / name for name in ("dpkg.log", "alice29.txt")]
-READ_BYTES, REGION_BYTES, PIECE_BYTES = 4096, 64 << 10, 128 << 10
 KINDS = {
     "lmfs": "lmfs at its levels",
     "seek": "others with random access (squashfuse, ratarmount)",
     "whole": "unpacked from the start",
 }
 PICTURED_FILES = 2
-
-
-@dataclass(frozen=True)
-class Settings:
-    bytes: int
-    rounds: int
-    reads: int
-    threads: int
-    limit_s: float
-    budget_s: float
-    date: str
-
-
-@dataclass
-class Works:
-    """What a work took each time that it was done."""
-
-    wall_s: list[float] = field(default_factory=list)
-    cpu_s: list[float] = field(default_factory=list)
-    peak_mb: list[float] = field(default_factory=list)
-
-    def add(self, cost: Cost) -> None:
-        self.wall_s.append(round(cost.wall_s, 4))
-        self.cpu_s.append(round(cost.cpu_s, 3))
-        self.peak_mb.append(round(cost.peak_mb, 1))
-
-
-@dataclass
-class Record:
-    """One file with one packer, as lmfs_tools.bench.report describes a row."""
-
-    file: str
-    bytes: int
-    packer: str
-    kind: str
-    archive_bytes: int = 0
-    pack: Works = field(default_factory=Works)
-    read: Works = field(default_factory=Works)
-    open_s: list[float] = field(default_factory=list)
-    rest_mb: list[float] = field(default_factory=list)
-    first_s: list[float] = field(default_factory=list)
-    random_s: list[float] = field(default_factory=list)
-    failed: str = ""
-
-    def row(self) -> dict[str, Any]:
-        row = asdict(self)
-        if not self.failed:
-            del row["failed"]
-        return row
-
-
-def offsets(size: int, count: int, chance: random.Random) -> list[int]:
-    """Where 4 KiB are to be read: aligned, each in another region, in random order."""
-    regions = range(0, max(1, size - READ_BYTES + 1), REGION_BYTES)
-    chosen = chance.sample(regions, min(count, len(regions)))
-    ends = (min(start + REGION_BYTES, max(READ_BYTES, size)) for start in chosen)
-    return [
-        start + READ_BYTES * chance.randrange((end - start) // READ_BYTES)
-        for start, end in zip(chosen, ends, strict=True)
-    ]
-
-
-class Contest:
-    """One packer and one file: a folder, and what was measured so far."""
-
-    def __init__(
-        self, packer: Packer, name: str, data: bytes, folder: pathlib.Path, settings: Settings
-    ) -> None:
-        self.packer = packer
-        self.record = Record(name, len(data), packer.name, packer.kind)
-        self._data = data
-        self._folder = folder
-        self._settings = settings
-        self._environment = environment(settings.threads)
-        self._spent: dict[str, list[float]] = {}
-        folder.mkdir(parents=True)
-        (folder / "data").write_bytes(data)
-
-    def take_turn(self, places: list[int]) -> None:
-        """Pack, read all, read at these offsets; failing ends this contest only."""
-        if self.record.failed:
-            return
-        try:
-            self._within_budget("pack", self._pack)
-            self._within_budget("read", self._read)
-            self._within_budget("random", lambda: self._read_at(places))
-        except (Failed, OSError) as error:
-            self.record.failed = str(error)
-
-    def _within_budget(self, name: str, work: Callable[[], None]) -> None:
-        spent = self._spent.setdefault(name, [])
-        if spent and sum(spent) + spent[-1] > self._settings.budget_s:
-            return
-        began = time.perf_counter()
-        work()
-        spent.append(time.perf_counter() - began)
-
-    def _run(self, command: str) -> Cost:
-        return run(command, self._folder, self._environment, self._settings.limit_s)
-
-    def _mounted(self) -> contextlib.AbstractContextManager[Mounted]:
-        limit_s = self._settings.limit_s
-        return mounted(self.packer.mount, self._folder, self._environment, limit_s)
-
-    def _pack(self) -> None:
-        if self.packer.prepare:
-            self._run(self.packer.prepare)
-        self.record.pack.add(self._run(self.packer.pack))
-        self.record.archive_bytes = (self._folder / self.packer.archive).stat().st_size
-
-    def _evict(self) -> None:
-        """The archive out of the page cache: it is read from the disk again."""
-        descriptor = os.open(self._folder / self.packer.archive, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
-
-    def _read(self) -> None:
-        self._evict()
-        if not self.packer.mount:
-            cost = self._run(f"({self.packer.unpack}) > unpacked")
-            self._check((self._folder / "unpacked").read_bytes(), 0, len(self._data))
-        else:
-            with self._mounted() as mount:
-                self.record.open_s.append(round(mount.open_s, 4))
-                self.record.rest_mb.append(round(mount.rest_mb(), 1))
-                before, began = mount.cpu_s(), time.perf_counter()
-                pieces = []
-                with (mount.path / "data").open("rb", buffering=0) as file:
-                    while piece := file.read(PIECE_BYTES):
-                        pieces.append(piece)
-                wall = time.perf_counter() - began
-                cost = Cost(wall, mount.cpu_s() - before, mount.peak_mb())
-            self._check(b"".join(pieces), 0, len(self._data))
-        self.record.read.add(cost)
-
-    def _read_at(self, places: list[int]) -> None:
-        self._evict()
-        reads = self._through_mount(places) if self.packer.mount else self._from_start(places)
-        until = time.perf_counter() + self._settings.budget_s
-        with contextlib.closing(reads):  # at once, also when interrupted: it holds a mount
-            for number, seconds in enumerate(reads):
-                first = number == 0 and bool(self.packer.mount)
-                samples = self.record.first_s if first else self.record.random_s
-                samples.append(round(seconds, 6))
-                if time.perf_counter() > until and self.record.random_s:
-                    break
-
-    def _through_mount(self, places: list[int]) -> Generator[float, None, None]:
-        with self._mounted() as mount:
-            self.record.open_s.append(round(mount.open_s, 4))
-            for place in places:
-                began = time.perf_counter()
-                with (mount.path / "data").open("rb", buffering=0) as file:
-                    got = os.pread(file.fileno(), READ_BYTES, place)
-                seconds = time.perf_counter() - began
-                self._check(got, place, READ_BYTES)
-                yield seconds
-
-    def _from_start(self, places: list[int]) -> Generator[float, None, None]:
-        for place in places:
-            command = self.packer.piece.replace("{after}", str(place + 1))
-            cost = self._run(f"({command}) > piece")
-            self._check((self._folder / "piece").read_bytes(), place, READ_BYTES)
-            yield cost.wall_s
-
-    def _check(self, got: bytes, place: int, size: int) -> None:
-        if got != self._data[place : place + size]:
-            raise Failed(f"WRONG BYTES in {size:,} from {place:,} on")
-
-
-def environment(threads: int) -> dict[str, str]:
-    """That of all commands: the lmfs that is imported here is the one that they run."""
-    scripts = pathlib.Path(sys.executable).parent
-    package = pathlib.Path(lmfs.__file__).parents[1]
-    return {
-        **os.environ,
-        "PATH": os.pathsep.join([str(scripts), os.environ.get("PATH", os.defpath)]),
-        "PYTHONPATH": os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")]),
-        "LMFS_THREADS": str(threads),
-    }
 
 
 def present(
@@ -347,36 +166,35 @@ def as_json(result: Mapping[str, Any]) -> str:
 
 
 def measure(
-    paths: list[pathlib.Path],
+    files: Mapping[str, bytes],
     chosen: list[Packer],
     settings: Settings,
     folder: pathlib.Path,
     progress: Progress,
 ) -> Iterator[list[Record]]:
     """The records of each file, when it is done."""
-    task = progress.add_task("", total=len(paths) * settings.rounds * len(chosen))
-    for path in paths:
-        with path.open("rb") as file:
-            data = file.read(settings.bytes)
-        places = random.Random(path.name)
+    task = progress.add_task("", total=len(files) * settings.rounds * len(chosen))
+    for name, data in files.items():
+        chance = random.Random(name)
         contests = [
-            Contest(packer, path.name, data, folder / path.name / str(number), settings)
+            Contest(packer, name, data, folder / name / str(number), settings)
             for number, packer in enumerate(chosen)
         ]
         for number in range(settings.rounds):
             began = time.perf_counter()
-            somewhere = offsets(len(data), settings.reads, places)
-            where = f"{path.name}, round {number + 1} of {settings.rounds}"
+            places = offsets(len(data), settings.reads, chance)
+            where = f"{name}, round {number + 1} of {settings.rounds}"
             for contest in random.Random(number).sample(contests, len(contests)):
-                progress.update(task, description=f"{where}: {contest.packer.name}")
-                contest.take_turn(somewhere)
+                if not contest.record.failed:
+                    progress.update(task, description=f"{where}: {contest.packer.name}")
+                    contest.take_turn(places)
+                    if contest.record.failed:
+                        failed = f"{where}: {contest.packer.name}: {contest.record.failed}"
+                        progress.console.print(failed, highlight=False, markup=False)
                 progress.advance(task)
-                if contest.record.failed:
-                    say = f"{path.name}: {contest.packer.name}: {contest.record.failed}"
-                    progress.console.print(say, highlight=False, markup=False)
             took = time.perf_counter() - began
-            progress.console.print(f"{where}: {took:.0f} s", highlight=False)
-        shutil.rmtree(folder / path.name)
+            progress.console.print(f"{where}: {took:.0f} s", highlight=False, markup=False)
+        shutil.rmtree(folder / name)
         yield [contest.record for contest in contests]
 
 
@@ -395,33 +213,75 @@ def arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("files", nargs="*", type=pathlib.Path, metavar="FILE", help="default: test fixtures")
-    add("--out", type=pathlib.Path, metavar="OUT", help="writes OUT.json, OUT.md and OUT.svg")
-    add("--bytes", type=int, default=1_000_000, help="of each file, from its start [1000000]")
-    add("--rounds", type=int, default=3, help="[3]")
-    add("--reads", type=int, default=12, help="at random, of each file in each round [12]")
-    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="[all processors]")
-    add("--limit", type=float, default=300.0, metavar="S", help="of one command [300]")
+    add(
+        *("--out", "-o"),
+        type=pathlib.Path,
+        metavar="OUT",
+        help="write OUT.json, OUT.md and OUT.svg; the latter shows the first two files",
+    )
+    add("--bytes", type=_count, default=1_000_000, metavar="N", help="of each file [1000000]")
+    add("--rounds", type=_count, default=3, metavar="N", help="turns of each program [3]")
+    add("--reads", type=_count, default=12, metavar="N", help="at random in each round [12]")
+    threads = len(os.sched_getaffinity(0))
+    add("--threads", type=_count, default=threads, metavar="N", help=f"where known [{threads}]")
+    add("--limit", type=_count, default=300, metavar="S", help="seconds of one command [300]")
     add(
         "--budget",
-        type=float,
-        default=40.0,
+        type=_count,
+        default=40,
         metavar="S",
-        help="a work is repeated only within so many seconds a file [40]",
+        help="repeat freezing, reading, reading at random only within so many seconds each [40]",
     )
-    add("--levels", default="1-9", help="of lmfs, as 1-9 or 3,6 [1-9]")
+    add("--levels", type=levels_in, default="1-9", help="of lmfs, as 1-9 or 3,6 [1-9]")
     add("--only", default="*", metavar="PATTERN", help="of the other programs, as 'squash*'")
-    add("--against", default="zpaq -m5", metavar="NAME", help="what '× faster' refers to")
-    add("--note", default="", help="stands above the table")
-    add("--folder", type=pathlib.Path, help="where archives are made [the system's for such]")
-    return parser.parse_args()
+    add(
+        "--against",
+        default="zpaq -m5",
+        metavar="NAME",
+        help="what '× faster' is measured against, by its name in the table [zpaq -m5]",
+    )
+    add("--note", default="", metavar="TEXT", help="stands above the table")
+    add("--folder", type=pathlib.Path, help="where archives are made [the system's temporary]")
+    args = parser.parse_args()
+    try:
+        args.files = read_files(args.files or FIXTURES, args.bytes)
+        if args.out:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    return args
+
+
+def _count(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text}")
+    return int(text)
 
 
 def levels_in(text: str) -> list[int]:
     """`1-3,6` is 1, 2, 3 and 6."""
-    found = []
+    if not re.fullmatch(r"[1-9](-[1-9])?(,[1-9](-[1-9])?)*", text):
+        raise argparse.ArgumentTypeError(f"expected levels from 1 to 9, as 1-9 or 3,6, got {text}")
+    found: list[int] = []
     for part in text.split(","):
-        first, dash, last = part.partition("-")
-        found += range(int(first), int(last if dash else first) + 1)
+        found += range(int(part[0]), int(part[-1]) + 1)
+    return sorted(set(found))
+
+
+def read_files(paths: list[pathlib.Path], limit: int) -> dict[str, bytes]:
+    """The beginning of each file, by its name.
+
+    raises: OSError; ValueError for what cannot be compared
+    """
+    found: dict[str, bytes] = {}
+    for path in paths:
+        if path.name in found:
+            raise ValueError(f"{path}: expected another name, got a second {path.name}")
+        with path.open("rb") as file:
+            found[path.name] = file.read(limit)
+        if not found[path.name]:
+            raise ValueError(f"{path}: expected some bytes, got an empty file")
     return found
 
 
@@ -441,7 +301,7 @@ def main() -> int:
     seven_zip = "7zz" if shutil.which("7zz", path=env["PATH"]) else "7z"
     wanted = [
         packer
-        for packer in packers.everything(levels_in(args.levels), args.threads, seven_zip)
+        for packer in packers.everything(args.levels, args.threads, seven_zip)
         if packer.kind == "lmfs" or fnmatch.fnmatch(packer.name, args.only)
     ]
     here, absent = present(wanted, env)
@@ -466,14 +326,17 @@ def main() -> int:
         signal.signal(each, interrupted)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with (
-        tempfile.TemporaryDirectory(prefix="lmfs-bench-", dir=args.folder) as folder,
+        tempfile.TemporaryDirectory(prefix="lmfs-bench-", dir=args.folder) as name,
         Progress(*columns, TimeElapsedColumn(), console=console) as progress,
     ):
-        paths = args.files or FIXTURES
-        for records in measure(paths, here, settings, pathlib.Path(folder), progress):
-            result["rows"] += [record.row() for record in records]
-            if args.out:
-                write(result, args.out)
+        folder = pathlib.Path(name)
+        try:
+            for records in measure(args.files, here, settings, folder, progress):
+                result["rows"] += [record.row() for record in records]
+                if args.out:
+                    write(result, args.out)
+        finally:
+            unmount_below(folder)
     print(report.markdown(result))
     return 1 if any("failed" in row for row in result["rows"]) else 0
 

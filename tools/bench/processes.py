@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import signal
@@ -127,27 +128,37 @@ def mounted(
             os.listdir(target)
             yield Mounted(target, process.pid, time.perf_counter() - began)
         finally:
-            unmount(target)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_PATIENCE_S)
+            if unmount(target):
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_PATIENCE_S)
             _end(process)
+            unmount(target)  # what came up while it ended
 
 
-def unmount(target: pathlib.Path) -> None:
-    """Take down what is mounted there, if anything is, at once or as soon as nobody uses it."""
+def unmount(target: pathlib.Path) -> bool:
+    """Take down what is mounted there, at once or as soon as nobody uses it; False: nothing is."""
     fuse = shutil.which("fusermount3") or shutil.which("fusermount")
     now, later = ([fuse, "-u"], ["-z"]) if fuse else (["umount"], ["-l"])
+    found = False
     for command in ([*now, target], [*now, *later, target]):
-        if not _is_listed(target):
-            return
+        if target.resolve() not in _mountpoints():
+            break
+        found = True
         subprocess.run(command, check=False, capture_output=True)
+    return found
 
 
-def _is_listed(target: pathlib.Path) -> bool:
-    # Asking the mount itself would not do: its process may be dead.
-    name = str(target.parent.resolve() / target.name).replace(" ", "\\040")
+def unmount_below(folder: pathlib.Path) -> None:
+    """Take down all mounts in a folder, however they came to stay there."""
+    for target in _mountpoints():
+        if folder.resolve() in target.parents:
+            unmount(target)
+
+
+def _mountpoints() -> list[pathlib.Path]:
+    # Asking a mount itself would not do: its process may be dead.
     lines = pathlib.Path("/proc/self/mounts").read_text().splitlines()
-    return any(line.split()[1] == name for line in lines)
+    return [pathlib.Path(line.split()[1].replace("\\040", " ")) for line in lines]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -162,4 +173,5 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _last_line(complaints: IO[bytes]) -> str:
     complaints.seek(0)
     lines = complaints.read().decode(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "said nothing")[:200]
+    said = (line.strip(" │") for line in reversed(lines) if re.search(r"\w", line))
+    return next(said, "said nothing")[:200]
