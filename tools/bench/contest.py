@@ -172,13 +172,14 @@ class Contest:
     def _through_mount(self, places: list[int]) -> Generator[float, None, None]:
         with self._mounted() as mount:
             self.record.open_s.append(round(mount.open_s, 4))
-            for place in places:
-                began = time.perf_counter()
-                with (mount.path / "data").open("rb", buffering=0) as file:
+            began = time.perf_counter()
+            with (mount.path / "data").open("rb", buffering=0) as file:
+                for place in places:
                     got = os.pread(file.fileno(), READ_BYTES, place)
-                seconds = time.perf_counter() - began
-                self._check(got, place, READ_BYTES)
-                yield seconds
+                    seconds = time.perf_counter() - began
+                    self._check(got, place, READ_BYTES)
+                    yield seconds
+                    began = time.perf_counter()
 
     def _from_start(self, places: list[int]) -> Generator[float, None, None]:
         for place in places:

@@ -8,8 +8,9 @@ lmfs_tools.bench.packers), in processes of their own:
 
   freeze    from the command to its end; lmfs decodes again, compares and fsyncs in that time
   read      from the command to the last byte; of a mount, from opening the file in a new mount
-  4 KiB     a new mount, then a read, then others, each 4,096 aligned bytes from another 64 KiB of
-            the file and at the same offsets for all; or unpacking from the start up to there
+  4 KiB     a new mount, then opening the file and a read (the first), then others while it stays
+            open, each 4,096 aligned bytes from another 64 KiB of the file and at the same offsets
+            for all; or unpacking from the start up to there
 
 Programs and inputs are in the page cache, archives are put out of it, and a new mount has nothing
 cached. Every byte that is read is compared; what is wrong, fails or takes too long is said
@@ -18,7 +19,8 @@ instead of measured. A work is not repeated when that would take it beyond its b
 To have everything that is compared, on Debian: apt install xz-utils zstd bzip3 zpaq p7zip-full
 squashfs-tools squashfuse fuse3; pip install ratarmount. What is absent is left out and listed.
 
-Four files of 1 MB take about an hour on two cores; --bytes 262144 --rounds 1 a sixth of that.
+Four files of 1 MB take about an hour on two cores; --rounds 1 --budget 5 --levels 3,6,9 ten
+minutes. ^C ends it and leaves no mount behind; with --out, the files that are done are kept.
 """
 
 from __future__ import annotations
