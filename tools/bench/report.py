@@ -129,8 +129,9 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"*× faster* is against `{against}`, round by round. *mount*: until the mount answers. "
-        "*first*: opening the file, and the first read. *4 KiB*: further reads at random, each from "
-        "another 64 KiB of the file; programs without random access unpack from the start to get there. "
+        "*first*: opening the file, and the first read. *4 KiB*: further reads at random, each "
+        "from another 64 KiB of the file; programs without random access unpack from the start to "
+        "get there. "
         "*MB*: peak memory, 8 where it is less; *rest*: that of a mount before its first read. "
         f"The model that comes with lmfs, {result['model_bytes']:,} bytes, is in no ratio here.",
     ]
