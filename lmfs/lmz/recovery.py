@@ -103,6 +103,41 @@ def recover(
         source.close()
 
 
+@dataclass(frozen=True)
+class Saved:
+    """What `save_whole` wrote; `unsure` if behind a hole of unknown size bytes may be misplaced."""
+
+    whole_bytes: int
+    unsure: bool
+    holes: list[Hole]
+
+
+def save_whole(
+    file: BinaryIO | str | os.PathLike[str], target: BinaryIO, *, model_search: Sequence[Path] = ()
+) -> Saved:
+    """Write every whole chunk at its place, zeros where bytes are lost; durably.
+
+    target: empty, seekable
+    raises: as `recover`
+    """
+    holes: list[Hole] = []
+    whole_bytes = at = 0
+    for piece in recover(file, model_search=model_search):
+        at = at if piece.start is None else piece.start
+        if isinstance(piece, Hole):
+            holes.append(piece)
+            at += piece.size or 0
+        else:
+            target.seek(at)
+            target.write(piece.data)
+            whole_bytes += len(piece.data)
+            at += len(piece.data)
+    target.truncate(at)
+    target.flush()
+    os.fsync(target.fileno())
+    return Saved(whole_bytes, any(hole.size is None for hole in holes), holes)
+
+
 # ------------------------------------------------------------------------------ from the end
 
 
