@@ -12,7 +12,18 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-COMMANDS = ("mount", "umount", "freeze", "thaw", "status", "fsck", "repair", "recover", "model")
+COMMANDS = (
+    "mount",
+    "umount",
+    "freeze",
+    "thaw",
+    "status",
+    "fsck",
+    "repair",
+    "recover",
+    "ctl",
+    "model",
+)
 
 _EPILOG = """[bold]A first round[/bold]
 
