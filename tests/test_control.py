@@ -112,7 +112,7 @@ def test_own_xattrs(served):
     _, point, _, _ = served
     found = {n: os.getxattr(point / "f", f"user.lmfs.{n}") for n in ("state", "codecs", "model")}
     assert found["state"] == b"frozen"
-    assert found["codecs"].startswith(b"zstd=")
+    assert b"zstd=" in found["codecs"]
     assert found["model"] == b"none"
     assert 0 < float(os.getxattr(point / "f", "user.lmfs.ratio")) < 1
     assert os.listxattr(point / "f") == []
