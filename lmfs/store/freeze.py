@@ -199,10 +199,9 @@ def open_frozen(fd: int, marks: Marks, *, cache: ChunkCache | None = None) -> Lm
 
     raises: FormatError, VersionError, DamagedError
     """
+    search = [marks.store.models, marks.store.primers]
     with open(fd, "rb", buffering=0, closefd=False) as file:
-        return LmzReader(
-            file, store_id=marks.store.id, model_search=[marks.store.models], cache=cache
-        )
+        return LmzReader(file, store_id=marks.store.id, model_search=search, cache=cache)
 
 
 @contextlib.contextmanager
