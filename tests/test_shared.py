@@ -12,9 +12,11 @@ from containers import STORE, packed, reader, recovered
 from lmfs import lmz
 from lmfs.codecs.choose import Chooser
 from lmfs.container import CodecId, Coding, Header, Kind, checksum, parse_header
-from lmfs.errors import DamagedError, UsageError, VersionError
+from lmfs.errors import DamagedError, UsageError, VerifyError, VersionError
 from lmfs.lmz import shared
 from lmfs.profile import profile_2
+from lmfs.store.freeze import freeze, thaw
+from lmfs.store.marks import State
 
 CHUNK = 300
 
@@ -142,3 +144,37 @@ def test_an_archive_with_a_shared_primer_is_of_a_later_version(tiny):
     data += checksum(bytes(data)).to_bytes(4, "little")
     with pytest.raises(VersionError, match="shared primer"):
         parse_header(bytes(data))
+
+
+def in_store(backing, tiny, texts, search) -> None:
+    """A file of a store that follows a text; the text is not there yet."""
+    backing.write("log", texts[1] * 3)
+    shared_id = shared.primer_id(texts[0])
+    coding = Coding(CodecId.MIX, tiny.id, profile_2().id, shared_id=shared_id)
+    chooser = Chooser(tiny, 4, shared=(shared_id, shared.shared_mixer(coding, search)))
+    freeze(backing.marks, "log", chooser, model=tiny, chunk_size=CHUNK)
+
+
+def test_nothing_is_published_whose_primer_is_not_in_the_store(backing, tiny, texts, search):
+    """Though this process has the state behind it."""
+    with pytest.raises(VerifyError, match="shared primer"):
+        in_store(backing, tiny, texts, search)
+    assert (backing.path / "log").read_bytes() == texts[1] * 3
+    assert backing.leftovers() == []
+
+
+def test_a_store_reads_what_follows_its_primer(backing, tiny, texts, search, folder):
+    name = shared.file_name(shared.primer_id(texts[0]))
+    backing.store.primers.mkdir()
+    kept = backing.path / ".lmfs" / "primers" / name
+    kept.write_bytes((folder / name).read_bytes())
+    in_store(backing, tiny, texts, search)
+    assert backing.facts("log").state is State.FROZEN
+    kept.rename(folder / "aside")
+    shared._states.clear()
+    with pytest.raises(DamagedError, match=kept.stem):
+        thaw(backing.marks, "log")
+    assert backing.facts("log").state is State.FROZEN
+    (folder / "aside").rename(kept)
+    thaw(backing.marks, "log")
+    assert (backing.path / "log").read_bytes() == texts[1] * 3
