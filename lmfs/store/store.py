@@ -134,6 +134,11 @@ class Store:
         """Where the store keeps its models; valid in this process only."""
         return Path(self.real_path(self.models_path))
 
+    @property
+    def primers(self) -> Path:
+        """Where the store keeps its shared primers; valid in this process only."""
+        return Path(self.real_path(f"{DIRECTORY}/primers"))
+
     def pinned_models(self) -> dict[bytes, int]:
         """The ids of the models kept in the store, and their packages' sizes in bytes."""
         found = {}
