@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from .codecs.primer import recent_primers
 from .lmz import ChunkCache
+from .lmz.shared import forget_states
 from .store.handles import Handles
 from .store.marks import PREFIX, Marks, State
 from .store.publish import sweep
@@ -84,6 +85,7 @@ class Vfs:
         """Forget decoded chunks, what is computed from primers, and what marks said."""
         self.cache.clear()
         recent_primers.clear()
+        forget_states()
         self.marks.forget()
 
     def thaw(self, path: str) -> None:

@@ -13,7 +13,10 @@ from backing import CHUNK, Backing, mount, text, unmount
 
 import lmfs.cli
 from lmfs.codecs.choose import Chooser
+from lmfs.container import CodecId, Coding
 from lmfs.errors import LmfsError
+from lmfs.lmz import shared
+from lmfs.profile import profile_2
 from lmfs.store import publish
 from lmfs.store.freeze import freeze, open_frozen, thaw
 from lmfs.store.fsck import Check, Finding, Kind
@@ -148,10 +151,71 @@ class TestFindings:
         primers = backing.path / ".lmfs" / "primers"
         primers.mkdir()
         good = lmfs.compress(DATA, chooser=Chooser(None))
-        (primers / f"{'0f' * 16}.lmz").write_bytes(good)
+        primer = primers / shared.file_name(shared.primer_id(DATA))
+        primer.write_bytes(good)
         assert kinds(backing) == []
-        (primers / f"{'0f' * 16}.lmz").write_bytes(good[:-1])
+        for wrong in (good[:-1], lmfs.compress(DATA[1:], chooser=Chooser(None))):
+            primer.write_bytes(wrong)
+            assert kinds(backing) == [Kind.PRIMER_DAMAGED]
+        primer.rename(primers / "no name.lmz")
         assert kinds(backing) == [Kind.PRIMER_DAMAGED]
+
+
+class TestSharedPrimers:
+    @pytest.fixture
+    def primed(self, tmp_path, tiny, data):
+        """A store with a file that follows a shared primer; the primer's place; the content."""
+        log = (data / "dpkg.log").read_bytes()
+        primer, shared_id = log[:20_000], shared.primer_id(log[:20_000])
+        backing = Backing(tmp_path / "b")
+        backing.store.primers.mkdir()
+        place = backing.path / ".lmfs" / "primers" / shared.file_name(shared_id)
+        place.write_bytes(lmfs.compress(primer, chooser=Chooser(None)))
+        backing.store.pin_model(tiny.id, tiny.path)
+        backing.write("log", log[40_000:52_000])
+        coding = Coding(CodecId.MIX, tiny.id, profile_2().id, shared_id=shared_id)
+        follows = shared_id, shared.shared_mixer(coding, backing.store.search)
+        chooser = Chooser(tiny, 4, primer_bytes=0, shared=follows)
+        assert freeze(backing.marks, "log", chooser, model=tiny, chunk_size=500).reason is None
+        yield backing, place, log[40_000:52_000]
+        backing.close()
+
+    def test_whole(self, primed):
+        backing, _, _ = primed
+        shared.forget_states()
+        assert check(backing) == []
+
+    def test_missing(self, primed, tmp_path, run):
+        """Named for each file, though this process has the state behind it."""
+        backing, place, _ = primed
+        place.rename(tmp_path / "aside")
+        (finding,) = check(backing)
+        assert (finding.kind, finding.path) == (Kind.PRIMER_MISSING, "log")
+        assert place.stem in finding.problem
+        assert place.name in finding.do
+        before = everything(backing.path)
+        assert run("repair", "--deep", backing.path)[0] == 4
+        assert everything(backing.path) == before
+        (tmp_path / "aside").rename(place)
+        assert check(backing) == []
+
+    def test_damaged(self, primed):
+        backing, place, _ = primed
+        flip(place, 200)
+        assert kinds(backing) == [Kind.PRIMER_DAMAGED, Kind.PRIMER_MISSING]
+
+    def test_what_is_whole_behind_it_is_saved(self, primed, run):
+        backing, _, before = primed
+        path = backing.path / "log"
+        flip(path, path.stat().st_size // 2)
+        shared.forget_states()
+        assert kinds(backing) == [Kind.CONTENT]
+        assert run("repair", "--deep", backing.path)[0] == 4
+        (hole,) = json.loads((backing.path / "log.recovered.json").read_text())["holes"]
+        end = hole["start"] + hole["size"]
+        assert hole["size"] < len(before)
+        expected = before[: hole["start"]] + bytes(hole["size"]) + before[end:]
+        assert (backing.path / "log.recovered").read_bytes() == expected
 
 
 @pytest.fixture

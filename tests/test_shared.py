@@ -31,7 +31,7 @@ def texts(data) -> tuple[bytes, bytes]:
 @pytest.fixture
 def folder(tmp_path, tiny, texts):
     """Where the shared primer is, and nothing of it known to this process."""
-    shared._states.clear()
+    shared.forget_states()
     name = shared.file_name(shared.primer_id(texts[0]))
     (tmp_path / name).write_bytes(lmz.compress(texts[0], chooser=Chooser()))
     return tmp_path
@@ -56,7 +56,7 @@ def test_chunks_in_any_order(tiny, texts, search, own):
     chunks = [texts[1][at : at + CHUNK] for at in range(0, len(texts[1]), CHUNK)]
     order = list(range(len(chunks)))
     random.Random(own).shuffle(order)
-    shared._states.clear()
+    shared.forget_states()
     with reader(container, store_id=STORE, model_search=search, cache=lmz.ChunkCache(0)) as whole:
         assert any(c.shared_id for c in whole.members[0].codings)
         assert [whole.read_chunks([i])[0] for i in order] == [chunks[i] for i in order]
@@ -87,7 +87,7 @@ def test_the_first_blob_is_the_references(tiny, texts, search):
 def test_without_its_primer_a_chunk_is_refused_and_others_read(tiny, texts, search, folder, harm):
     noise = random.Random(3).randbytes(CHUNK)
     container = frozen(tiny, (texts[0], noise + texts[1]), search)
-    shared._states.clear()
+    shared.forget_states()
     path = folder / shared.file_name(shared.primer_id(texts[0]))
     stored = path.read_bytes()
     path.unlink()
@@ -171,7 +171,7 @@ def test_a_store_reads_what_follows_its_primer(backing, tiny, texts, search, fol
     in_store(backing, tiny, texts, search)
     assert backing.facts("log").state is State.FROZEN
     kept.rename(folder / "aside")
-    shared._states.clear()
+    shared.forget_states()
     with pytest.raises(DamagedError, match=kept.stem):
         thaw(backing.marks, "log")
     assert backing.facts("log").state is State.FROZEN

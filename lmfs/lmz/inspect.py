@@ -19,6 +19,7 @@ from lmfs.container import (
     CHECKSUM_BYTES,
     HEADER_PREFIX,
     MAX_TRAILER_BYTES,
+    Coding,
     checksum,
     header_length,
     parse_header,
@@ -68,12 +69,16 @@ class Inspection:
 
     def models(self) -> set[bytes]:
         """The ids of the models that chunks need."""
-        return {
-            model
-            for member in self.members
-            for number in np.unique(member.layout.codings).tolist()
-            if (model := member.codings[number].model_id) is not None
-        }
+        return {coding.model_id for coding in self._used() if coding.model_id is not None}
+
+    def primers(self) -> set[bytes]:
+        """The ids of the shared primers that chunks follow."""
+        return {coding.shared_id for coding in self._used() if coding.shared_id is not None}
+
+    def _used(self) -> Iterator[Coding]:
+        for member in self.members:
+            for number in np.unique(member.layout.codings).tolist():
+                yield member.codings[number]
 
     def frames(self) -> Iterator[Problem]:
         """Compare every frame's head with the index, and sections with their checksums."""

@@ -59,6 +59,12 @@ def shared_mixer(coding: Coding, search: Sequence[Path]) -> Mixer:
         return mixer
 
 
+def forget_states() -> None:
+    """Forget the states; who uses one keeps it."""
+    with _lock:
+        _states.clear()
+
+
 def _behind(coding: Coding, search: Sequence[Path]) -> Mixer:
     from lmfs.codecs import open_codec
 

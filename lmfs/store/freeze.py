@@ -14,7 +14,6 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import blake3
@@ -202,11 +201,9 @@ def open_frozen(fd: int, marks: Marks, *, cache: ChunkCache | None = None) -> Lm
     raises: FormatError, VersionError, DamagedError
     """
     with open(fd, "rb", buffering=0, closefd=False) as file:
-        return LmzReader(file, store_id=marks.store.id, model_search=_search(marks), cache=cache)
-
-
-def _search(marks: Marks) -> list[Path]:
-    return [marks.store.models, marks.store.primers]
+        return LmzReader(
+            file, store_id=marks.store.id, model_search=marks.store.search, cache=cache
+        )
 
 
 @contextlib.contextmanager
@@ -241,7 +238,7 @@ def _verify_frozen(marks: Marks, path: str, new: Replacement, digest: bytes) -> 
             (member,) = reader.members
             # The state was perhaps at hand: what counts is that the disk has the text.
             for shared_id in {c.shared_id for c in member.codings if c.shared_id is not None}:
-                find_text(shared_id, _search(marks))
+                find_text(shared_id, marks.store.search)
     except LmfsError as error:
         raise VerifyError(
             "the frozen form cannot be read back",

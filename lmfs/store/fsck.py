@@ -22,16 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import LmfsError, ModelError, UnknownModelError
-from ..lmz import LmzReader
 from ..lmz.inspect import Inspection
+from ..lmz.shared import file_name, find_text, read_text
 from ..models import registry
 from ..models.package import ModelPackage
 from .marks import FROZEN_MARK, Marks, State
 from .publish import open_quietly
 from .store import DIRECTORY
 from .walk import directories, join
-
-PRIMERS = f"{DIRECTORY}/primers"
 
 _KNOWN = {"store.json", "models", "primers", "inodes", "aside", "paused"}
 _TRIES = 5
@@ -47,6 +45,7 @@ class Kind(enum.Enum):
     MODEL_MISSING = "model-missing"
     MODEL_NOT_KEPT = "model-not-kept"  # here, but not in the store
     PRIMER_DAMAGED = "primer-damaged"
+    PRIMER_MISSING = "primer-missing"  # or damaged: a file follows it
     MARKS = "marks"  # magic, trailer and xattr do not agree
     STRUCTURE = "structure"  # header, index, trailer, frame heads
     CONTENT = "content"  # chunks
@@ -85,6 +84,7 @@ class Check:
         self._store = marks.store
         self._report = report
         self._usable: dict[bytes, bool] = {}
+        self._primers: dict[bytes, bool] = {}  # those looked for, and whether they are usable
         self.hot_files = 0
         self.frozen: dict[str, int] = {}  # path to decoded bytes, in the order of the walk
 
@@ -104,7 +104,7 @@ class Check:
                 self._find(Kind.STORE, path, what, "`lmfs repair` moves it aside")
         for name, _ in self._own_entries(self._store.models_path):
             self._check_model(name)
-        for name, _ in self._own_entries(PRIMERS):
+        for name, _ in self._own_entries(self._store.primers_path):
             self._check_primer(name)
 
     def _own_entries(self, directory: str) -> list[tuple[str, int]]:
@@ -139,19 +139,20 @@ class Check:
         self._find(Kind.MODEL_DAMAGED, path, problem, do)
 
     def _check_primer(self, name: str) -> None:
-        """A shared primer: an archive that decodes, under 32 hexadecimal digits and `.lmz`.
+        """A shared primer: an archive that decodes to the text whose id is its name.
 
         It is read wholly in every check: what it is lost with is every file that follows it.
         """
-        path = f"{PRIMERS}/{name}"
+        path = f"{self._store.primers_path}/{name}"
         if self._store.temporary_inode(name) is not None:
             self._leftover(path)
             return
         try:
-            bytes.fromhex(name.removesuffix(".lmz"))
-            search = [self._store.models]
-            with LmzReader(self._store.real_path(path), model_search=search) as reader:
-                reader.verify()
+            shared_id = bytes.fromhex(name.removesuffix(".lmz"))
+            if name != file_name(shared_id):
+                raise ValueError("no name of a shared primer")
+            read_text(self._store.primers / name, shared_id, [self._store.models])
+            self._primers[shared_id] = True
         except (LmfsError, OSError, ValueError) as error:
             do = "copy it from another copy of the store; files that follow it cannot be read"
             self._find(Kind.PRIMER_DAMAGED, path, str(error), do)
@@ -191,6 +192,16 @@ class Check:
             problems = [*found.problems, *found.frames()]
             findings = [Finding(Kind.STRUCTURE, path, p.what, _RECOVER, p.offset) for p in problems]
             findings += [f for model in sorted(found.models()) if (f := self._need(path, model))]
+            findings += [
+                Finding(
+                    Kind.PRIMER_MISSING,
+                    path,
+                    f"needs shared primer {shared_id.hex()}",
+                    f"copy {file_name(shared_id)} into the store's .lmfs/primers from a copy of it",
+                )
+                for shared_id in sorted(found.primers())
+                if not self._has_primer(shared_id)
+            ]
         if self._store.xattr_marks and FROZEN_MARK not in os.listxattr(fd):
             do = "nothing; `lmfs repair` sets it again"
             findings.append(Finding(Kind.MARK_MISSING, path, f"no xattr {FROZEN_MARK}", do))
@@ -214,6 +225,16 @@ class Check:
             Kind.MODEL_NOT_KEPT, path, problem, "`lmfs repair` copies it there", None, model
         )
 
+    def _has_primer(self, shared_id: bytes) -> bool:
+        if shared_id not in self._primers:
+            try:
+                find_text(shared_id, self._store.search)
+            except LmfsError:
+                self._primers[shared_id] = False
+            else:
+                self._primers[shared_id] = True
+        return self._primers[shared_id]
+
     # -------------------------------------------------------------------------- second pass
 
     def content(self, path: str, progress: Progress) -> list[Finding]:
@@ -224,10 +245,10 @@ class Check:
                 return []  # thawed meanwhile, which decoded and compared it
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # the disk's bytes, not a copy
             with _inspection(fd) as found:
-                if found.problems:
+                if found.problems or not all(map(self._has_primer, found.primers())):
                     return []  # as the first pass said
                 try:
-                    wrong = list(found.content([self._store.models], progress))
+                    wrong = list(found.content(self._store.search, progress))
                 except UnknownModelError:
                     return []  # as the first pass said
                 except LmfsError as error:

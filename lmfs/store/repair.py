@@ -121,7 +121,7 @@ class Repair:
                     open(source, "rb", buffering=0, closefd=False) as damaged,
                     open(target, "wb", closefd=False) as file,
                 ):
-                    saved = save_whole(damaged, file, model_search=[self._store.models])
+                    saved = save_whole(damaged, file, model_search=self._store.search)
                 os.fchown(target, status.st_uid, status.st_gid)
                 os.fchmod(target, status.st_mode & 0o777)
             except BaseException:
