@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import xxhash
@@ -36,6 +37,7 @@ TRAILER_TAIL = struct.Struct("<QQQII8s")
 MAX_TRAILER_BYTES = TRAILER_TAIL.size + ID_BYTES
 
 _IDS = 1 | 4  # a coding's flags: the ids of a model and of a coder profile
+_SHARED_PRIMER = 2
 _OWN_PRIMER = 8
 
 _RECORD_CODING = 1
@@ -120,13 +122,20 @@ def unpack_varint(data: bytes, at: int) -> tuple[int, int]:
 class Coding:
     """One way to code a chunk; a header declares the ones that its member uses.
 
-    primer_bytes: chunks follow this much of the member's beginning; 0: they follow nothing
+    primer_bytes: chunks follow this much of the member's beginning; 0: nothing of it
+    shared_id: chunks follow this text of their store, before all else; None: none
     """
 
     codec: CodecId
     model_id: bytes | None = None
     profile_id: bytes | None = None
     primer_bytes: int = 0
+    shared_id: bytes | None = None
+
+    @property
+    def follows(self) -> tuple[bytes | None, bytes | None, int, bytes | None]:
+        """Vocabulary, profile, length of the own primer, and the shared one."""
+        return self.model_id, self.profile_id, self.primer_bytes, self.shared_id
 
 
 @dataclass(frozen=True)
@@ -151,15 +160,18 @@ class Header:
             most = MAX_PRIMER_BYTES if coding.codec.predicts else 0
             if not 0 <= coding.primer_bytes <= most:
                 raise UsageError("primer", expected=f"0 to {most} bytes", got=coding.primer_bytes)
-        if len(self.primers) > 1:
-            raise UsageError("primers in one member", expected="one at most", got=self.primers)
+            if coding.shared_id is not None and not (
+                self.kind is Kind.FROZEN
+                and coding.codec.predicts
+                and len(coding.shared_id) == ID_BYTES
+            ):
+                raise UsageError(
+                    "shared primer", expected="16 bytes, in a frozen file's mix and lm"
+                )
+        if not _one_primer(self.codings):
+            raise UsageError("primers in one member", expected="one of each kind at most")
         if self.store_id is not None and len(self.store_id) != ID_BYTES:
             raise UsageError("store id", expected="16 bytes", got=f"{len(self.store_id)}")
-
-    @property
-    def primers(self) -> set[tuple[bytes | None, bytes | None, int]]:
-        """What the codings that follow a primer say of it: vocabulary, profile and length."""
-        return {(c.model_id, c.profile_id, c.primer_bytes) for c in self.codings if c.primer_bytes}
 
     @property
     def primer_bytes(self) -> int:
@@ -199,6 +211,12 @@ class Header:
         return prefix + records + checksum(prefix + records).to_bytes(CHECKSUM_BYTES, "little")
 
 
+def _one_primer(codings: Sequence[Coding]) -> bool:
+    own = {coding.follows for coding in codings if coding.primer_bytes}
+    shared = {(c.model_id, c.profile_id, c.shared_id) for c in codings if c.shared_id is not None}
+    return len(own) < 2 and len(shared) < 2
+
+
 def _record(kind: int, payload: bytes) -> bytes:
     return bytes([kind]) + pack_varint(len(payload)) + payload
 
@@ -209,7 +227,9 @@ def _pack_coding(coding: Coding) -> bytes:
     if coding.primer_bytes:
         flags |= _OWN_PRIMER
         primer = coding.primer_bytes.to_bytes(4, "little")
-    ids = (coding.model_id or b"") + (coding.profile_id or b"")
+    if coding.shared_id is not None:
+        flags |= _SHARED_PRIMER
+    ids = (coding.model_id or b"") + (coding.shared_id or b"") + (coding.profile_id or b"")
     return bytes([coding.codec, flags]) + ids + primer
 
 
@@ -269,8 +289,10 @@ def parse_header(data: bytes, where: object = None) -> Header:
         raise DamagedError("store record", where=where, expected="one, in frozen files only")
     if len(codings) > (1 << MAX_CODING_BITS) - 1:
         raise DamagedError("codings", where=where, expected="127 at most", got=len(codings))
-    if len({(c.model_id, c.profile_id, c.primer_bytes) for c in codings if c.primer_bytes}) > 1:
-        raise DamagedError("primers", where=where, expected="one at most")
+    if kind is Kind.ARCHIVE and any(coding.shared_id is not None for coding in codings):
+        raise VersionError("an archive with a shared primer", where=where, do=DO_UPDATE)
+    if not _one_primer(codings):
+        raise DamagedError("primers", where=where, expected="one of each kind at most")
     header = Header(kind, chunk_size, tuple(codings), store_id)
     if bits != header.coding_bits:
         raise DamagedError("coding bits", where=where, expected=header.coding_bits, got=bits)
@@ -306,26 +328,30 @@ def _parse_coding(payload: bytes, where: object) -> Coding:
     if len(payload) < 2:
         raise DamagedError("coding record", where=where, expected="2 bytes or more")
     number, flags = payload[0], payload[1]
-    if number not in tuple(CodecId) or flags & ~(_IDS | _OWN_PRIMER):
+    if number not in tuple(CodecId) or flags & ~(_IDS | _SHARED_PRIMER | _OWN_PRIMER):
         raise VersionError(
             "coding",
             where=where,
-            expected="raw, zstd, lm or mix, without a shared primer",
+            expected="raw, zstd, lm or mix",
             got=f"codec {number}, flags {flags:#x}",
             do=DO_UPDATE,
         )
     codec = CodecId(number)
     if flags & _IDS != (_IDS if codec.predicts else 0):
         raise DamagedError("coding record", where=where, expected="ids for lm and mix, only there")
-    length = 2 + (2 * ID_BYTES if codec.predicts else 0) + (4 if flags & _OWN_PRIMER else 0)
-    if len(payload) != length or (flags & _OWN_PRIMER and not codec.predicts):
+    primers = flags & (_SHARED_PRIMER | _OWN_PRIMER)
+    ids = (2 if codec.predicts else 0) + (1 if flags & _SHARED_PRIMER else 0)
+    length = 2 + ids * ID_BYTES + (4 if flags & _OWN_PRIMER else 0)
+    if len(payload) != length or (primers and not codec.predicts):
         raise DamagedError("coding record", where=where, expected=f"{length} bytes")
     if not codec.predicts:
         return Coding(codec)
-    primer = int.from_bytes(payload[2 + 2 * ID_BYTES :], "little")
+    primer = int.from_bytes(payload[2 + ids * ID_BYTES :], "little")
     if flags & _OWN_PRIMER and not 0 < primer <= MAX_PRIMER_BYTES:
         raise DamagedError("primer", where=where, expected=f"1 to {MAX_PRIMER_BYTES}", got=primer)
-    return Coding(codec, payload[2:18], payload[18:34], primer)
+    shared = payload[18:34] if flags & _SHARED_PRIMER else None
+    profile = payload[34:50] if flags & _SHARED_PRIMER else payload[18:34]
+    return Coding(codec, payload[2:18], profile, primer, shared)
 
 
 # ---------------------------------------------------------------------------------- trailer

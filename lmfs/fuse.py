@@ -12,8 +12,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import json
 import logging
 import os
+import pathlib
+import signal
 import stat
 import sys
 import threading
@@ -22,7 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from .errors import DamagedError, LmfsError, MountError
+from .errors import DamagedError, LmfsError, MountError, UsageError
 from .store.control import ControlServer
 from .store.store import Store
 from .store.walk import sweep_tree
@@ -41,6 +44,7 @@ except OSError as error:
 
 FILESYSTEM_TYPE = "fuse.lmfs"
 MAX_REQUEST_BYTES = 1 << 20
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 _CAP_POSIX_ACL = 1 << 19
 _CAP_HANDLE_KILLPRIV = 1 << 20
@@ -76,6 +80,7 @@ def serve(
     raises: MountError
     """
     operations = _Operations(store, mountpoint, options, on_ready)
+    _tell_on_signal(operations)
     try:
         _Fuse(
             operations,
@@ -107,6 +112,26 @@ def serve(
         operations.close()
 
 
+def _tell_on_signal(operations: _Operations) -> None:
+    """Log statistics at SIGUSR1.
+
+    The main thread is inside libfuse and runs no Python handlers; but the signal's number is
+    written to the wakeup descriptor wherever it arrives, and a thread reads it there.
+    """
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    signal.signal(signal.SIGUSR1, lambda *_: None)
+    signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
+
+    def wait() -> None:
+        while numbers := os.read(ours, 16):
+            if signal.SIGUSR1 in numbers:
+                now = operations.statistics()
+                _log.critical("statistics: %s", json.dumps(now), extra={"statistics": now})
+
+    threading.Thread(target=wait, name="lmfs-signal", daemon=True).start()
+
+
 def _library_options() -> dict[str, int]:
     """What only some versions of libfuse know; without it 3.12 and later print a warning."""
     version = (mfusepy.fuse_version_major, mfusepy.fuse_version_minor)
@@ -122,16 +147,22 @@ def _boundary(
 
     @functools.wraps(method)
     def call(self: _Operations, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        name = method.__name__
+        about = {"operation": name, "path": args[0] if args else None}
+        self.counts[name] = self.counts.get(name, 0) + 1
         try:
             return method(self, *args, **kwargs)
         except OSError:
             raise
         except LmfsError as error:
+            self.refused += 1
             level = logging.ERROR if isinstance(error, DamagedError) else logging.WARNING
-            _log.log(level, "%s %r: %s", method.__name__, args[:1], error)
+            _log.log(level, "%s %r: %s", name, args[:1], error, extra=about)
             raise OSError(error.errno, str(error)) from error
-        except Exception as error:
-            _log.exception("%s %r", method.__name__, args[:1])
+        except BaseException as error:
+            # The binding would end the mount for what is no Exception (SystemExit, say).
+            self.bugs += 1
+            _log.exception("%s %r: %r", name, args[:1], error, extra=about)
             raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
 
     return call
@@ -157,6 +188,11 @@ class _Operations:
         self._is_root = os.geteuid() == 0
         self._control: ControlServer | None = None
         self.ready = False
+        self._since = time.monotonic()
+        # Of calls; a count may miss one where two threads count at once.
+        self.counts: dict[str, int] = {}
+        self.refused = 0
+        self.bugs = 0
 
     def close(self) -> None:
         if self._control is not None:
@@ -180,7 +216,7 @@ class _Operations:
             _log.exception("%s does not answer", self._mountpoint)
             return
         try:
-            self._control = ControlServer(device, self._store, self._mountpoint)
+            self._control = ControlServer(device, self._store, self._mountpoint, self._request)
         except OSError:
             _log.exception("no control socket for %s", self._mountpoint)
         self.ready = True
@@ -188,6 +224,43 @@ class _Operations:
         if not self._read_only:
             with contextlib.suppress(OSError):  # unmounted meanwhile
                 sweep_tree(self._vfs.marks)
+
+    def _request(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Answer a request of `lmfs ctl`. raises: UsageError, OSError, LmfsError"""
+        do = asked.get("do")
+        if do == "stats":
+            return self.statistics()
+        if do == "drop-caches":
+            self._vfs.drop_caches()
+            return {}
+        if do == "thaw":
+            path = os.path.normpath(str(asked.get("path")))
+            if self._read_only:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+            if os.path.isabs(path) or path.split("/")[0] == "..":
+                raise UsageError("path", expected="one inside the mount", got=path)
+            self._vfs.thaw(path)
+            return {}
+        if do == "log-level":
+            level = str(asked.get("level")).upper()
+            if level not in LOG_LEVELS:
+                raise UsageError("log level", expected=", ".join(LOG_LEVELS).lower(), got=level)
+            logging.getLogger().setLevel(level)
+            return {}
+        raise UsageError("request", got=do, do="update lmfs, or mount again")
+
+    def statistics(self) -> dict[str, Any]:
+        """What this mount has done so far; sizes in bytes, memory as it is now."""
+        pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
+        return {
+            "mountpoint": self._mountpoint,
+            "pid": os.getpid(),
+            "seconds": round(time.monotonic() - self._since),
+            "memory_bytes": int(pages) * os.sysconf("SC_PAGE_SIZE"),
+            "calls": dict(sorted(self.counts.copy().items())),
+            "refused": self.refused,
+            "bugs": self.bugs,
+        } | self._vfs.statistics()
 
     def _owner(self) -> Owner | None:
         if not self._is_root:

@@ -17,7 +17,9 @@ import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from .codecs.primer import recent_primers
 from .lmz import ChunkCache
+from .lmz.shared import forget_states
 from .store.handles import Handles
 from .store.marks import PREFIX, Marks, State
 from .store.publish import sweep
@@ -26,6 +28,8 @@ from .store.system import rename
 
 DEFAULT_CACHE_BYTES = 64 << 20
 STATE_XATTR = "user.lmfs.state"
+# Beside the state, for frozen files: stored by decoded bytes; chunks by codec; ids; bytes or none.
+OWN_XATTRS = (STATE_XATTR, *(PREFIX + name for name in ("ratio", "codecs", "model", "primer")))
 
 _NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
 
@@ -67,6 +71,27 @@ class Vfs:
     def close(self) -> None:
         self._files.close()
         self.marks.close()
+
+    def statistics(self) -> dict[str, int]:
+        """Counts, and sizes in bytes."""
+        return self._files.statistics() | {
+            "cache_hits": self.cache.hits,
+            "cache_misses": self.cache.misses,
+            "cache_bytes": self.cache.used_bytes,
+            "cache_max_bytes": self.cache.max_bytes,
+        }
+
+    def drop_caches(self) -> None:
+        """Forget decoded chunks, what is computed from primers, and what marks said."""
+        self.cache.clear()
+        recent_primers.clear()
+        forget_states()
+        self.marks.forget()
+
+    def thaw(self, path: str) -> None:
+        """Make a frozen file plain; who reads it meanwhile reads on. raises: OSError, LmfsError"""
+        self._refuse_private(path)
+        self._files.thaw(path)
 
     # ------------------------------------------------------------------------------- attributes
 
@@ -155,15 +180,35 @@ class Vfs:
         return [name for name in names if not name.startswith(PREFIX)]
 
     def get_xattr(self, path: str, name: str) -> bytes:
-        """An xattr; STATE_XATTR, which no list shows, says "hot", "frozen" or "damaged"."""
+        """An xattr, one of the store's own (OWN_XATTRS) among them.
+
+        No list shows those: whoever copies all xattrs (cp -a, rsync -X) would put what is true of
+        this file here on a file elsewhere, and fail to put it on a file of this mount.
+        """
         self._refuse_private(path)
-        if name == STATE_XATTR:
-            status = self._stat(path)
-            if stat.S_ISREG(status.st_mode):
-                return self.marks.facts_of_path(path, status).state.value.encode()
+        if name in OWN_XATTRS:
+            value = self._own_xattr(path, name)
+            if value is not None:
+                return value
         if name.startswith(PREFIX):
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA), path)
         return os.getxattr(self.store.real_path(path), name, follow_symlinks=False)
+
+    def _own_xattr(self, path: str, name: str) -> bytes | None:
+        status = self._stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        state = self.marks.facts_of_path(path, status).state
+        if name == STATE_XATTR:
+            return state.value.encode()
+        if state is not State.FROZEN:
+            return None
+        handle = self._files.open(path, os.O_RDONLY)
+        try:
+            facts = self._files.describe(handle)
+        finally:
+            self._files.release(handle)
+        return None if facts is None else facts[name.removeprefix(PREFIX)].encode()
 
     def set_xattr(self, path: str, name: str, value: bytes, flags: int = 0) -> None:
         self._refuse_private(path)

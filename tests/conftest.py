@@ -24,6 +24,7 @@ collect_ignore = [] if HAS_TORCH else ["test_training.py"]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--with-train", action="store_true", help="fail if torch is not installed")
+    parser.addoption("--flips", type=int, default=40, help="of bits, in the bit rot test")
 
 
 def pytest_configure(config: pytest.Config) -> None:

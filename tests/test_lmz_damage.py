@@ -289,6 +289,26 @@ def test_a_lost_middle_of_a_file_that_ends_early(left):
     assert [part.start for part in recovered(broken)] == [0, *range(192, 576, 64)]
 
 
+@pytest.mark.parametrize("cut", [(0, 1), (3, 6), (10, 90), (98, 100)])
+@pytest.mark.parametrize("end", [None, -200], ids=["index", "no index"])
+def test_frames_cut_out_exactly_cost_no_others(large, cut, end):
+    """What follows stands too early, though every head is whole; the checksums tell where."""
+    data, container = large
+    first, stop = cut
+    with reader(container) as whole:
+        layout = whole.members[0].layout
+        places = [*layout.frame_offsets.tolist(), layout.end]
+    broken = container[: places[first]] + container[places[stop] : end]
+    lost = sum(layout.sizes.tolist()[first:stop])
+    expected = len(data) - lost
+    if end is None:
+        assert pieces(broken, data) == expected
+        assert holes(broken) == [(first * 2048, lost)]
+    elif stop < 100:
+        assert pieces(broken, data) >= expected - 2048  # the cut at the end may take one
+        assert holes(broken)[0] == (first * 2048, lost)
+
+
 def test_nothing_to_recover():
     for junk in (b"", b"x", bytes(100), random.Random(1).randbytes(5000)):
         with pytest.raises(FormatError):

@@ -1,4 +1,4 @@
-"""Write the generated parts of README.md: what was measured, and the table of errors.
+"""Write the generated parts of README.md and of the results' one: figures, the table of errors.
 
     python -m lmfs_tools.readme [--check]
 
@@ -12,11 +12,28 @@ import errno
 import json
 import pathlib
 import re
+from collections.abc import Callable
 
 from lmfs import errors
+from lmfs.codecs.choose import DEFAULT_LEVEL
+
+from .bench import report
 
 README = pathlib.Path(__file__).resolve().parents[1] / "README.md"
-RESULTS = pathlib.Path(__file__).with_name("bench") / "results"
+RESULTS = pathlib.Path(__file__).resolve().with_name("bench") / "results"
+RESULTS_README = RESULTS / "README.md"
+
+OURS = f"lmfs -{DEFAULT_LEVEL}"
+# README's short table: the packers' names, and what it calls them.
+SHOWN = {
+    OURS: f"**lmfs, level {DEFAULT_LEVEL}** (the default)",
+    "lmfs -9 64K": "lmfs, level 9, chunks of 64 KiB",
+    "ratarmount zstd 16K": "zstd -19 in frames of 16 KiB, ratarmount",
+    "squashfs xz 128K": "squashfs, xz, 128 KiB",
+    "xz -9e": "xz -9e",
+    "zpaq -m5": "zpaq -m5",
+}
+SHOWN_FILES = 2
 
 
 def error_classes() -> list[type[errors.LmfsError]]:
@@ -39,9 +56,60 @@ def errors_table() -> str:
 
 
 def figures() -> str:
-    """The measured tables, from the files that the benchmarks wrote."""
+    """The picture and the short table, from what lmfs_tools.bench.peers wrote."""
+    result = json.loads((RESULTS / "peers.json").read_text())
+    files = dict(list(report.rows_of(result).items())[:SHOWN_FILES])
+    rounds = result["settings"]["rounds"]
+    lines = [
+        "![Compression ratio against the speed of reading, for lmfs and other programs]"
+        f"({(RESULTS / 'peers.svg').relative_to(README.parent)})",
+        "",
+        f"Cold, in one run ({result['machine']}; {rounds} round{'s' * (rounds > 1)}, medians; the "
+        f"first {result['settings']['bytes']:,} bytes; [all programs and figures]"
+        f"({(RESULTS / 'peers.md').relative_to(README.parent)})). xz and zpaq give no random "
+        "access: for 4 KiB they unpack all before them.",
+    ]
+    if result["note"]:
+        lines += ["", f"**{result['note']}**"]
+    heads = [f"{file}, bits/byte | read KB/s | 4 KiB ms" for file in files]
+    lines += ["", f"| | {' | '.join(heads)} |", f"| --- |{' ---: |' * 3 * len(files)}"]
+    for name, title in SHOWN.items():
+        rows = [rows.get(name, {"failed": "absent"}) for rows in files.values()]
+        if any("failed" in row for row in rows):
+            continue
+        cells = []
+        for row in rows:
+            found = report.figures(row)
+            cells += [
+                report.number(found[key], digits)
+                for key, digits in (("bits_per_byte", 3), ("read_kb_s", 0), ("random_p50_ms", 1))
+            ]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    lines += ["", _model_counted(files, result["model_bytes"])]
+    return "\n".join(lines)
+
+
+def _model_counted(files: dict[str, dict[str, report.Row]], model_bytes: int) -> str:
+    """From how much text on lmfs is the smaller one even so."""
+    said = []
+    for other in ("xz -9e", "zpaq -m5"):
+        amounts = []
+        for file, rows in files.items():
+            if all(name in rows and "failed" not in rows[name] for name in (OURS, other)):
+                least = report.model_pays_from(rows[OURS], rows[other], model_bytes)
+                amount = "never" if least is None else f"from {least / 1e6:,.0f} MB on"
+                amounts.append(f"{amount} with text like {file}")
+        if amounts:
+            said.append(f"than `{other}` {', '.join(amounts)}")
+    return (
+        f"The model, {model_bytes:,} bytes, comes once with the program and is not in these "
+        f"figures (`lmfs status` counts it). Counted, lmfs is smaller {'; '.join(said)}."
+    )
+
+
+def ratio_table() -> str:
+    """Bits per byte of many files, from what lmfs_tools.bench.ratio wrote."""
     ratio = json.loads((RESULTS / "ratio.json").read_text())
-    speed = json.loads((RESULTS / "speed.json").read_text())
     size = f"{ratio['chunk_bytes'] >> 10} KiB"
     lines = [
         "Bits per byte of the first MB (8 is no compression). *lmfs* is the whole `.lmz` at the "
@@ -58,14 +126,21 @@ def figures() -> str:
         names = ("lmfs", "-9 64K", "zstd19@", "xz9e", "zpaq5", "model")
         columns = [f"{row[name]:.3f}" for name in names]
         lines.append(f"| {row['file']} | {row['bytes']:,} | {' | '.join(columns)} |")
-    engine = {"NativeEngine": "lmfs's own"}.get(speed.get("engine", ""), "ONNX Runtime")
     worst = max(abs(row["coder_percent"]) for row in ratio["rows"])
     lines += [
         "",
         f"The model, `{ratio['model'][:8]}`, is shipped once: {ratio['model_bytes']:,} bytes, "
         "which are not in these figures; `lmfs status` counts them. The coder adds at most "
         f"{worst:.2f} % to the model's own code length.",
-        "",
+    ]
+    return "\n".join(lines)
+
+
+def speed_table() -> str:
+    """How fast lmfs is inside, from what lmfs_tools.bench.speed wrote."""
+    speed = json.loads((RESULTS / "speed.json").read_text())
+    engine = {"NativeEngine": "lmfs's own"}.get(speed.get("engine", ""), "ONNX Runtime")
+    lines = [
         f"Speed ({speed['processor']}; medians; the inference engine is {engine}):",
         "",
         "| file | encode KB/s | freeze KB/s | read KB/s | random 4 KiB, p50 ms |",
@@ -82,14 +157,22 @@ def figures() -> str:
     return "\n".join(lines)
 
 
-def generated(text: str) -> str:
-    """`text` with its generated parts as they should be."""
-    parts = {"errors": errors_table(), "figures": figures()}
-    for name, content in parts.items():
+# The generated parts of each file.
+PARTS: dict[pathlib.Path, dict[str, Callable[[], str]]] = {
+    README: {"errors": errors_table, "figures": figures},
+    RESULTS_README: {"ratio": ratio_table, "speed": speed_table},
+}
+
+
+def generated(path: pathlib.Path) -> str:
+    """A file with its generated parts as they should be."""
+    text = path.read_text()
+    for name, content in PARTS[path].items():
         pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
-        text, count = re.subn(pattern, lambda m, c=content: m[1] + c + m[2], text, flags=re.DOTALL)
+        new = content()
+        text, count = re.subn(pattern, lambda m, c=new: m[1] + c + m[2], text, flags=re.DOTALL)
         if count != 1:
-            raise SystemExit(f"{README}: expected one part named {name}, got {count}")
+            raise SystemExit(f"{path}: expected one part named {name}, got {count}")
     return text
 
 
@@ -97,11 +180,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true", help="change nothing, fail if it would")
     args = parser.parse_args()
-    text = README.read_text()
-    new = generated(text)
-    if args.check and new != text:
-        raise SystemExit(f"{README} is out of date: run python -m lmfs_tools.readme")
-    README.write_text(new)
+    for path in PARTS:
+        new = generated(path)
+        if not args.check:
+            path.write_text(new)
+        elif new != path.read_text():
+            raise SystemExit(f"{path} is out of date: run python -m lmfs_tools.readme")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,18 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-COMMANDS = ("mount", "umount", "freeze", "thaw", "status", "recover", "model")
+COMMANDS = (
+    "mount",
+    "umount",
+    "freeze",
+    "thaw",
+    "status",
+    "fsck",
+    "repair",
+    "recover",
+    "ctl",
+    "model",
+)
 
 _EPILOG = """[bold]A first round[/bold]
 
@@ -24,6 +35,8 @@ _EPILOG = """[bold]A first round[/bold]
 
 A frozen file is read and written through the mount like any other; only its place on the disk is
 smaller. Single files that are to be sent or kept are for [bold]lmz[/bold], which works like gzip.
+
+`lmfs fsck` and `lmfs repair` answer as fsck(8) does; their help says how. The others:
 
 Exit codes: 0 done, 1 the system refused, 2 usage, 3 no store or no .lmz, 4 newer format,
 5 damaged, 6 model missing, 7 model not exact, 8 no engine, 9 store, 10 in use, 11 not verified,

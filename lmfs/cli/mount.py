@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import logging.handlers
 import os
 import stat
 import sys
@@ -16,6 +14,7 @@ from ..errors import LmfsError, MountError, UsageError
 from ..store.control import mount_of
 from ..store.store import Store
 from . import exit_code, message
+from .logs import start_logging
 
 app = typer.Typer()
 
@@ -42,7 +41,11 @@ def command(
     ] = False,
     options: Annotated[
         list[str] | None,
-        typer.Option("-o", help="ro, allow_other, cachesize=MB, noexec, ..., as mount(8) has it."),
+        typer.Option(
+            "-o",
+            help="ro, allow_other, cachesize=MB, logfile=PATH, logformat=json, noexec, ..., "
+            "as mount(8) has it.",
+        ),
     ] = None,
     cache_mb: Annotated[
         int | None, typer.Option(help="Memory for decoded chunks, in MB. [default: 64]")
@@ -63,14 +66,14 @@ def command(
     _check(backing, target)
     store = Store.create(backing) if "ro" not in settings else Store.open(backing)
     if foreground:
-        logging.basicConfig(format="lmfs: %(message)s", level=logging.WARNING)
+        start_logging(settings, background=False)
         _serve(store, target, settings, lambda: print(f"lmfs: mounted on {target}", flush=True))
     else:
         _serve_in_background(store, target, settings)
 
 
 def parse_options(text: str) -> dict[str, str | bool]:
-    """The options of a mount: "ro", "cachesize" (MB), and those that are passed on.
+    """The options of a mount: lmfs's own (cachesize in MB), and those that are passed on.
 
     raises: UsageError
     """
@@ -83,10 +86,15 @@ def parse_options(text: str) -> dict[str, str | bool]:
             settings[name] = True
         elif name == "cachesize" and equals and value.isdecimal():
             settings[name] = value
+        elif name == "logfile" and value:
+            settings[name] = os.path.abspath(value)
+        elif option in ("logformat=plain", "logformat=json"):
+            settings[name] = value
         else:
             raise UsageError(
                 "mount option",
-                expected=f"ro, cachesize=MB, {', '.join(_PASSED)}",
+                expected=f"ro, cachesize=MB, logfile=PATH, logformat=plain|json, "
+                f"{', '.join(_PASSED)}",
                 got=option,
             )
     return settings
@@ -146,6 +154,8 @@ def _serve(store: Store, target: str, settings: dict[str, str | bool], on_ready:
     extra = dict(settings)
     read_only = bool(extra.pop("ro", False))
     size = extra.pop("cachesize", None)
+    extra.pop("logfile", None)
+    extra.pop("logformat", None)
     if size is None:
         options = MountOptions(read_only=read_only, extra=extra)
     else:
@@ -183,7 +193,7 @@ def _be_child(store: Store, target: str, settings: dict[str, str | bool], pipe: 
         for fd in (0, 1, 2):
             os.dup2(nothing, fd)
         os.close(nothing)
-        _log_to_system()
+        start_logging(settings, background=True)
         answered = True
         os.write(pipe, b"ready")
         os.close(pipe)
@@ -197,12 +207,3 @@ def _be_child(store: Store, target: str, settings: dict[str, str | bool], pipe: 
             os.write(pipe, json.dumps(said).encode())
         return exit_code(error)
     return 0
-
-
-def _log_to_system() -> None:
-    if os.path.exists("/dev/log"):
-        handler = logging.handlers.SysLogHandler("/dev/log")
-        handler.setFormatter(logging.Formatter("lmfs[%(process)d]: %(message)s"))
-        logging.getLogger().addHandler(handler)
-    else:
-        logging.getLogger().addHandler(logging.NullHandler())

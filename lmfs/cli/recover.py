@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import json
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated
 
 import typer
 from rich.filesize import decimal
 
 from ..errors import DamagedError, UsageError
-from ..lmz.recovery import Hole, Recovered, recover
+from ..lmz.recovery import Hole, save_whole
 
 app = typer.Typer()
 
@@ -27,6 +26,9 @@ def command(
     model: Annotated[
         list[Path] | None, typer.Option(help="A model package, or a folder of them, to look in.")
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The map of the holes, for programs.")
+    ] = False,
 ) -> None:
     """Save every whole chunk of a damaged file, each at its place.
 
@@ -37,46 +39,21 @@ def command(
         raise UsageError("file exists", where=output, do="name another one, nothing is overwritten")
     with open(output, "xb") as target:
         try:
-            saved = _save(recover(file, model_search=model or []), target)
+            saved = save_whole(file, target, model_search=model or [])
         except BaseException:
             if not target.tell():
                 output.unlink()
             raise
-    print(f"{output}: {decimal(saved.whole_bytes)} saved, {saved.holes} holes")
+    for hole in saved.holes:
+        _report(hole)
+    if as_json:
+        print(json.dumps(asdict(saved), indent=1))
+    else:
+        print(f"{output}: {decimal(saved.whole_bytes)} saved, {len(saved.holes)} holes")
     if saved.unsure:
         print("lmfs: behind a hole of unknown size bytes may stand too early", file=sys.stderr)
     if saved.holes:
         raise typer.Exit(DamagedError.exit_code)
-
-
-@dataclass
-class _Saved:
-    """What was saved, and how many losses there were; `unsure` if a place was guessed."""
-
-    whole_bytes: int = 0
-    holes: int = 0
-    unsure: bool = False
-
-
-def _save(pieces: Iterator[Recovered | Hole], target: BinaryIO) -> _Saved:
-    saved = _Saved()
-    at = 0
-    for piece in pieces:
-        at = at if piece.start is None else piece.start
-        if isinstance(piece, Hole):
-            _report(piece)
-            saved.holes += 1
-            saved.unsure |= piece.size is None
-            at += piece.size or 0
-        else:
-            target.seek(at)
-            target.write(piece.data)
-            saved.whole_bytes += len(piece.data)
-            at += len(piece.data)
-    target.truncate(at)
-    target.flush()
-    os.fsync(target.fileno())
-    return saved
 
 
 def _report(hole: Hole) -> None:

@@ -72,15 +72,18 @@ class Chooser:
         *,
         zstd_level: int | None = None,
         primer_bytes: int | None = None,
+        shared: tuple[bytes, Mixer] | None = None,
     ) -> None:
         """
         model: None: raw and zstd only
         level: a key of LEVELS
         zstd_level, primer_bytes: instead of the level's
+        shared: the shared primer that chunks follow, its id and the state behind it
         """
         self._level = LEVELS[level]
         self._zstd = ZstdCodec(self._level.zstd if zstd_level is None else zstd_level)
         self._primer_bytes = self._level.primer_bytes if primer_bytes is None else primer_bytes
+        self._shared = shared
         self._mix: MixCodec | None = None
         self._lm: LmCodec | None = None
         self.codings: list[Coding] = [Coding(CodecId.RAW), Coding(CodecId.ZSTD)]
@@ -90,13 +93,14 @@ class Chooser:
 
             profile = profile_2()
             self._mix = MixCodec(model, profile)
-            self.codings.append(Coding(CodecId.MIX, model.id, profile.id, self._primer_bytes))
+            follows = (self._primer_bytes, shared[0] if shared else None)
+            self.codings.append(Coding(CodecId.MIX, model.id, profile.id, *follows))
             if self._level.model:
                 from lmfs.codecs.lm import LmCodec
 
                 self._lm = LmCodec(model, profile)
                 self.codings.append(Coding(CodecId.LM, model.id, profile.id))
-                self.codings.append(Coding(CodecId.LM, model.id, profile.id, self._primer_bytes))
+                self.codings.append(Coding(CodecId.LM, model.id, profile.id, *follows))
 
     def primer(self) -> Primer:
         """What the chunks of a new member follow, for `choose`."""
@@ -104,7 +108,7 @@ class Chooser:
 
     def _start(self) -> Mixer:
         assert self._mix is not None
-        return self._mix.start()
+        return self._shared[1].copy() if self._shared else self._mix.start()
 
     def choose(self, chunks: Sequence[bytes], primer: Primer) -> list[tuple[int, bytes]]:
         """For each chunk (none is empty) the number of its coding in `codings`, and its blob.

@@ -95,5 +95,10 @@ class RecentPrimers:
                 self._primers.popitem(last=False)
             return primer
 
+    def clear(self) -> None:
+        """Forget them all; who uses one keeps it."""
+        with self._lock:
+            self._primers.clear()
+
 
 recent_primers = RecentPrimers(16)

@@ -15,6 +15,7 @@ from lmfs.codecs import open_codec
 from lmfs.codecs.primer import Primer
 from lmfs.container import CodecId, Coding, Header, checksum
 from lmfs.errors import DamagedError
+from lmfs.lmz.shared import shared_mixer
 from lmfs.types import Codec
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class FrameDecoder:
         def start() -> Mixer:
             coding = next(coding for coding in header.codings if coding.primer_bytes)
             # The vocabulary and the profile are all that counts, and with a model the same.
-            return self._mix_codec(dataclasses.replace(coding, codec=CodecId.MIX)).start()
+            return self._start(dataclasses.replace(coding, codec=CodecId.MIX))
 
         return Primer(header.primer_bytes, start)
 
@@ -110,6 +111,13 @@ class FrameDecoder:
         for coding in dict.fromkeys(frame.coding for frame in frames):
             lanes = [i for i, frame in enumerate(frames) if frame.coding == coding]
             after = None
+            if coding.shared_id is not None:
+                try:
+                    after = shared_mixer(coding, self._model_search)
+                except DamagedError as damage:
+                    for i in lanes:
+                        chunks[i] = damage
+                    continue
             if coding.primer_bytes:
                 for i in lanes:
                     if not primer.serves(frames[i].start):
@@ -119,6 +127,12 @@ class FrameDecoder:
             if lanes:
                 self._decode_lanes(self._codec(coding), frames, lanes, chunks, after)
         return chunks
+
+    def _start(self, coding: Coding) -> Mixer:
+        """What the member's first chunk follows."""
+        if coding.shared_id is not None:
+            return shared_mixer(coding, self._model_search).copy()
+        return self._mix_codec(coding).start()
 
     def _codec(self, coding: Coding) -> Codec:
         with self._lock:

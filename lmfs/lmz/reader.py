@@ -53,7 +53,7 @@ class LmzReader(io.BufferedIOBase):
         """
         file: a path, or a file object that can seek; its position may move, it is not closed
         store_id: read a frozen file of this store; without it, only archives are read
-        model_search: where to look for models before the usual places
+        model_search: where to look for models, before the usual places, and for shared primers
         cache: decoded chunks, shared with other readers; by default one of 32 MiB
         raises: FormatError, VersionError, DamagedError, OSError
         """

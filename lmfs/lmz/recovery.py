@@ -49,6 +49,9 @@ _CHAIN = 24
 # A model decodes about one chunk a second alone: at most so many guesses for each lost place.
 _MODEL_GUESSES = 64
 _NEXT_GUESSES = 8  # of them for chunks that follow all before the lost place
+# So much may have been cut out of a file, frames and all, and what is behind it is still placed.
+_MISSING_CHUNKS = 4096
+_MISSING_BYTES = 256 << 20
 _WINDOW_BYTES = 1 << 20
 _LONGEST_HEAD = 30
 _MAGICS = frozenset(kind.value for kind in Kind)
@@ -98,6 +101,41 @@ def recover(
                     yield Hole(start, int(chunks.sizes[i]), str(chunk.got))
     finally:
         source.close()
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What `save_whole` wrote; `unsure` if behind a hole of unknown size bytes may be misplaced."""
+
+    whole_bytes: int
+    unsure: bool
+    holes: list[Hole]
+
+
+def save_whole(
+    file: BinaryIO | str | os.PathLike[str], target: BinaryIO, *, model_search: Sequence[Path] = ()
+) -> Saved:
+    """Write every whole chunk at its place, zeros where bytes are lost; durably.
+
+    target: empty, seekable
+    raises: as `recover`
+    """
+    holes: list[Hole] = []
+    whole_bytes = at = 0
+    for piece in recover(file, model_search=model_search):
+        at = at if piece.start is None else piece.start
+        if isinstance(piece, Hole):
+            holes.append(piece)
+            at += piece.size or 0
+        else:
+            target.seek(at)
+            target.write(piece.data)
+            whole_bytes += len(piece.data)
+            at += len(piece.data)
+    target.truncate(at)
+    target.flush()
+    os.fsync(target.fileno())
+    return Saved(whole_bytes, any(hole.size is None for hole in holes), holes)
 
 
 # ------------------------------------------------------------------------------ from the end
@@ -222,9 +260,11 @@ class _Walk:
             heads, stop = self._heads(header, at)
             chunks = self._decode(header, heads, start)
             # A chunk that fails before one that holds is damaged and no more. Those that fail
-            # behind the last that holds may come of a damaged head that led the walk astray.
+            # behind the last that holds may come of a damaged head that led the walk astray, or
+            # of frames that are missing before them: then the sizes do not add up in the end.
             good = len(heads)
-            while not isinstance(stop, _End) and good and chunks[good - 1] is None:
+            adds_up = isinstance(stop, _End) and stop.size == start + sum(h.size for h in heads)
+            while not adds_up and good and chunks[good - 1] is None:
                 good -= 1
             for head, chunk in zip(heads[:good], chunks, strict=False):
                 if chunk is None:
@@ -240,7 +280,7 @@ class _Walk:
                     yield Hole(whole(start), None, "the end is missing")
                     self.start = None
                     return self._end
-            if isinstance(stop, _End):
+            if isinstance(stop, _End) and good == len(heads):
                 found: tuple[int, int] | _End | None = stop
             else:
                 found = self._search(header, at, start)
@@ -313,7 +353,7 @@ class _Walk:
             return "a section's checksum"
         return _Skip(at + CHECKSUM_BYTES + size)
 
-    def _index(self, header: Header, at: int) -> _End | str:
+    def _index(self, header: Header, at: int) -> _End | _Cut | str:
         fixed = 2 + HASH_BYTES
         data = self._bytes(at, fixed + 20)
         try:
@@ -324,7 +364,8 @@ class _Walk:
             return "an index section"
         end = at + used + size + CHECKSUM_BYTES
         if end > self._end:
-            return "an index section that is cut off"
+            known = data[1] & ~(INDEX_COMPRESSED | INDEX_HEADER_COPY) == 0
+            return _Cut(0) if known else "an index section that is cut off"
         try:
             flags, _, heads = index_body(self._source.pread(end - at, at), at, None)
             if flags & INDEX_HEADER_COPY:
@@ -383,8 +424,9 @@ class _Walk:
             chunk = self._decoder.decode_unchecked([frame], self._primer)[0]
             if isinstance(chunk, DamagedError):
                 continue
-            # A lost chunk took at least five bytes.
-            for lost in range((at - begin) // 5 + 2):
+            # A lost chunk took at least five bytes; or it is gone with its bytes.
+            most = max((at - begin) // 5 + 2, min(_MISSING_CHUNKS, _MISSING_BYTES // len(chunk)))
+            for lost in range(most):
                 if checksum(chunk, start + lost * header.chunk_size) == frame.checksum:
                     return at, start + lost * header.chunk_size
         return None

@@ -8,23 +8,30 @@ the mount, is the only way in, and this socket hands it over (SCM_RIGHTS). Socke
 the mount's device number, which mountinfo tells everybody and nobody can choose.
 
 Messages are JSON, one a packet. {"do": "open"} is answered with {"path": ..., "mountpoint": ...}
-and the descriptor. The connection lives as long as the mount: its end tells that the mount ended.
+and the descriptor; other requests by who serves the mount, with a reply or {"error": message,
+"exit_code": number}. The connection lives as long as the mount: its end tells that the mount ended.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import socket
 import struct
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from ..errors import MountError
+from ..errors import LmfsError, MountError, UsageError
 from .store import Store
 
+Handler = Callable[[dict[str, Any]], dict[str, Any]]
+
+_log = logging.getLogger(__name__)
 _MESSAGE_BYTES = 1 << 16
 _CREDENTIALS = struct.Struct("iII")
 _TIMEOUT_S = 10.0
@@ -85,9 +92,16 @@ def runtime_directory(uid: int) -> str:
 class ControlServer:
     """Answers on the socket of one mount until it is closed."""
 
-    def __init__(self, device: int, store: Store, mountpoint: str) -> None:
-        """device: st_dev of the mount. raises: OSError"""
+    def __init__(
+        self, device: int, store: Store, mountpoint: str, handle: Handler | None = None
+    ) -> None:
+        """
+        device: st_dev of the mount
+        handle: answers a request other than "open"; from several threads; raises LmfsError, OSError
+        raises: OSError
+        """
         self._store = store
+        self._handle = handle
         self._mountpoint = mountpoint
         directory = runtime_directory(os.geteuid())
         os.makedirs(directory, mode=0o700, exist_ok=True)
@@ -125,11 +139,24 @@ class ControlServer:
             if not _may_ask(connection):
                 return
             while request := connection.recv(_MESSAGE_BYTES):
-                if json.loads(request).get("do") != "open":
-                    connection.send(json.dumps({"error": "unknown request"}).encode())
+                asked = json.loads(request)
+                if asked.get("do") != "open":
+                    connection.send(json.dumps(self._reply(asked)).encode())
                     continue
                 reply = {"path": self._store.path, "mountpoint": self._mountpoint}
                 socket.send_fds(connection, [json.dumps(reply).encode()], [self._store.root_fd])
+
+    def _reply(self, asked: dict[str, Any]) -> dict[str, Any]:
+        try:
+            if self._handle is None:
+                raise UsageError("request", got=asked.get("do"), do="update lmfs, or mount again")
+            return self._handle(asked)
+        except LmfsError as error:
+            return {"error": str(error), "exit_code": error.exit_code}
+        except Exception as error:
+            if not isinstance(error, OSError):
+                _log.exception("control request %r", asked.get("do"))
+            return {"error": f"{type(error).__name__}: {error}", "exit_code": LmfsError.exit_code}
 
 
 def _may_ask(connection: socket.socket) -> bool:
@@ -142,7 +169,7 @@ class Control:
 
     def __init__(self, mount: Mount) -> None:
         """raises: MountError if nobody who would answer us serves it"""
-        self._mount = mount
+        self.mount = mount
         owner = re.search(r"(?:^|,)user_id=(\d+)", mount.options)
         uid = int(owner[1]) if owner else os.geteuid()
         path = os.path.join(runtime_directory(uid), f"{mount.device}.sock")
@@ -176,6 +203,25 @@ class Control:
             os.close(fds[0])
             raise
 
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        """What the process answers to a request, however long it takes.
+
+        raises: LmfsError with the process's words and exit code, MountError if it does not answer
+        """
+        self._socket.settimeout(None)
+        try:
+            self._socket.send(json.dumps({"do": do, **arguments}).encode())
+            reply = json.loads(self._socket.recv(_MESSAGE_BYTES) or b"null")
+        except (OSError, ValueError) as error:
+            raise self._no_answer(error) from error
+        if not isinstance(reply, dict):
+            raise self._no_answer("nothing")
+        if "error" in reply:
+            refused = LmfsError(str(reply["error"]))
+            refused.exit_code = int(reply.get("exit_code", LmfsError.exit_code))
+            raise refused
+        return reply
+
     def wait_for_end(self, seconds: float) -> bool:
         """True once the process has given everything back, False if it has not by then."""
         self._socket.settimeout(seconds)
@@ -198,7 +244,7 @@ class Control:
     def _no_answer(self, got: object) -> MountError:
         return MountError(
             "the process that serves this mount gives no answer",
-            where=self._mount.mountpoint,
+            where=self.mount.mountpoint,
             got=got,
             do="unmount it and mount it again",
         )

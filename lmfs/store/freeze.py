@@ -21,6 +21,7 @@ import blake3
 from ..container import DEFAULT_CHUNK_SIZE
 from ..errors import BusyError, DamagedError, LmfsError, VerifyError
 from ..lmz import ChunkCache, LmzReader, LmzWriter
+from ..lmz.shared import find_text
 from .marks import FROZEN_MARK, PLAIN_MARK, Marks, State, frozen_mark, looks_frozen
 from .publish import Replacement, Source, reached
 from .system import Lease
@@ -201,7 +202,7 @@ def open_frozen(fd: int, marks: Marks, *, cache: ChunkCache | None = None) -> Lm
     """
     with open(fd, "rb", buffering=0, closefd=False) as file:
         return LmzReader(
-            file, store_id=marks.store.id, model_search=[marks.store.models], cache=cache
+            file, store_id=marks.store.id, model_search=marks.store.search, cache=cache
         )
 
 
@@ -235,6 +236,9 @@ def _verify_frozen(marks: Marks, path: str, new: Replacement, digest: bytes) -> 
         with _read_back(new, marks) as reader:
             reader.verify()
             (member,) = reader.members
+            # The state was perhaps at hand: what counts is that the disk has the text.
+            for shared_id in {c.shared_id for c in member.codings if c.shared_id is not None}:
+                find_text(shared_id, marks.store.search)
     except LmfsError as error:
         raise VerifyError(
             "the frozen form cannot be read back",

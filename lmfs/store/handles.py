@@ -69,6 +69,31 @@ class Handles:
         for number in list(self._handles):
             self.release(number)
 
+    def statistics(self) -> dict[str, int]:
+        """How many files are open now."""
+        with self._lock:
+            return {"open_files": len(self._handles), "frozen_open": len(self._readers)}
+
+    def describe(self, number: int) -> dict[str, str] | None:
+        """What a frozen file is coded with, in words; None if the handle reads no frozen file."""
+        with self._borrowed_reader(self._handle(number)) as reader:
+            if reader is None:
+                return None
+            used = [
+                member.codings[coding]
+                for member in reader.members
+                for coding in sorted(set(member.layout.codings.tolist()))
+            ]
+            models = {coding.model_id.hex() for coding in used if coding.model_id is not None}
+            primer = max((coding.primer_bytes for coding in used), default=0)
+            codecs = reader.statistics().items()
+            return {
+                "ratio": f"{reader.stored_bytes / reader.size:.4f}" if reader.size else "-",
+                "codecs": " ".join(f"{name}={numbers.chunks}" for name, numbers in codecs),
+                "model": " ".join(sorted(models)) or "none",
+                "primer": f"own {primer}" if primer else "none",
+            }
+
     # ---------------------------------------------------------------------------- open, release
 
     def open(self, path: str, flags: int) -> int:

@@ -117,6 +117,11 @@ class Marks:
                     self._facts.popitem(last=False)
         return facts
 
+    def forget(self) -> None:
+        """Read marks anew from now on."""
+        with self._lock:
+            self._facts.clear()
+
     def begin_writing(self, fd: int, shown_inode: int) -> None:
         """The file is hot until `end_writing`, whatever is being written into it."""
         status = os.fstat(fd)

@@ -61,7 +61,7 @@ class Source:
         reached("locked")
 
     def _open_and_lock(self, wait: bool) -> bool:
-        self.fd = _open_quietly(self.path, self.store.root_fd)
+        self.fd = open_quietly(self.path, self.store.root_fd)
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             self.status = os.fstat(self.fd)
@@ -234,7 +234,7 @@ def _xattrs(fd: int) -> dict[str, bytes]:
     return {name: os.getxattr(fd, name) for name in names if not name.startswith(PREFIX)}
 
 
-def _open_quietly(path: str, root_fd: int) -> int:
+def open_quietly(path: str, root_fd: int) -> int:
     """Open for reading without leaving an access time, where we may."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     try:

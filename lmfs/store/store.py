@@ -33,6 +33,7 @@ STORE_ID_BYTES = 16
 
 _DESCRIPTION = "store.json"
 _MODELS = "models"
+_PRIMERS = "primers"
 _MODEL_SUFFIX = ".lmm"
 _PROBE = "user.lmfs.probe"
 _TEMPORARY = re.compile(r"\.lmfs-([0-9a-f]{8})-([0-9a-f]+)-[0-9a-f]{8}\.tmp")
@@ -133,6 +134,21 @@ class Store:
     def models(self) -> Path:
         """Where the store keeps its models; valid in this process only."""
         return Path(self.real_path(self.models_path))
+
+    @property
+    def primers(self) -> Path:
+        """Where the store keeps its shared primers; valid in this process only."""
+        return Path(self.real_path(f"{DIRECTORY}/{_PRIMERS}"))
+
+    @property
+    def primers_path(self) -> str:
+        """Where the store keeps its shared primers, relative to its root."""
+        return f"{DIRECTORY}/{_PRIMERS}"
+
+    @property
+    def search(self) -> list[Path]:
+        """Where readers of its files look for models and shared primers."""
+        return [self.models, self.primers]
 
     def pinned_models(self) -> dict[bytes, int]:
         """The ids of the models kept in the store, and their packages' sizes in bytes."""

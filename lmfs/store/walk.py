@@ -8,15 +8,19 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from .marks import Marks
 from .publish import sweep
 from .store import DIRECTORY, Store
 
 
-def directories(store: Store, path: str = ".") -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
+def directories(
+    store: Store, path: str = ".", unreadable: Callable[[str, OSError], None] | None = None
+) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
     """Every directory from `path` down, with its entries, sorted by name.
+
+    unreadable: told of those that cannot be read
 
     Left out are the store's own names, other stores inside this one, other filesystems, and what
     may not be read. The entries may be asked for their type, not for their status.
@@ -25,7 +29,12 @@ def directories(store: Store, path: str = ".") -> Iterator[tuple[str, list[os.Di
     pending = [path]
     while pending:
         current = pending.pop()
-        entries = _entries(store, current, device)
+        try:
+            entries = _entries(store, current, device)
+        except OSError as error:
+            if unreadable is not None:
+                unreadable(current, error)
+            continue
         if entries is None:
             continue
         yield current, entries
@@ -63,11 +72,8 @@ def join(directory: str, name: str) -> str:
 
 
 def _entries(store: Store, path: str, device: int) -> list[os.DirEntry[str]] | None:
-    try:
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-        fd = os.open(path, flags, dir_fd=store.root_fd)
-    except OSError:
-        return None
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+    fd = os.open(path, flags, dir_fd=store.root_fd)
     try:
         if os.fstat(fd).st_dev != device or (path != "." and _is_store(fd)):
             return None

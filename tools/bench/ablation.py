@@ -5,6 +5,8 @@
 Owns: the ablation table. Some chunks of each file, evenly spread behind the primer: code lengths
 (the sum of -log2 p), neither container nor primer counted, of the model alone, the mixer alone,
 both, and the two again behind the file's own primer; "primer" is what the primer itself costs.
+"+shared" is behind a text as long as the primer, in pieces from the rest of the same file, the
+measured chunks left out: what a shared primer brings at best, its own bytes not counted.
 """
 
 from __future__ import annotations
@@ -26,7 +28,10 @@ from lmfs.models.package import ModelPackage
 from lmfs.native import Mixer, TokenEncoder
 from lmfs.profile import PROFILE_1, profile_2
 
-COLUMNS = ("model", "mixer", "mixer+primer", "both", "both+primer", "primer")
+COLUMNS = (
+    *("model", "mixer", "mixer+primer", "mixer+shared"),
+    *("both", "both+primer", "both+shared", "primer"),
+)
 WINDOW = 512  # tokens
 
 
@@ -35,6 +40,15 @@ def spread(data: bytes, primer: int, size: int, count: int) -> list[bytes]:
     starts = range(primer, len(data) - size + 1, size)
     picked = [starts[k * len(starts) // count] for k in range(min(count, len(starts)))]
     return [data[start : start + size] for start in picked]
+
+
+def elsewhere(data: bytes, chunks: list[bytes], size: int) -> bytes:
+    """`size` bytes of what is left of a file without these chunks, in pieces spread over it."""
+    for chunk in chunks:
+        data = data.replace(chunk, b"")
+    step = max(1, len(data) * DEFAULT_CHUNK_SIZE // max(1, size))
+    pieces = [data[at : at + DEFAULT_CHUNK_SIZE] for at in range(0, len(data), step)]
+    return b"".join(pieces)[:size]
 
 
 def measure(
@@ -51,17 +65,21 @@ def measure(
     spent = {"mixer_us": 0.0, "model_us": 0.0}
     tokens_seen = 0
     chunks = spread(data, primer, size, count)
+    shared = fresh.copy()
+    shared.prime(elsewhere(data, chunks, primer), DEFAULT_CHUNK_SIZE)
     for chunk in chunks:
         began = time.perf_counter()
         bits["mixer"] += fresh.copy().prime(chunk, size)
         spent["mixer_us"] += time.perf_counter() - began
         bits["mixer+primer"] += primed.copy().prime(chunk, size)
+        bits["mixer+shared"] += shared.copy().prime(chunk, size)
         tokens = vocabulary.tokenize(chunk)
         tokens_seen += len(tokens)
         encoders = {
             "model": TokenEncoder(vocabulary, PROFILE_1.table),
             "both": TokenEncoder(vocabulary, PROFILE_1.table, fresh),
             "both+primer": TokenEncoder(vocabulary, PROFILE_1.table, primed),
+            "both+shared": TokenEncoder(vocabulary, PROFILE_1.table, shared),
         }
         state = engine.start(1, sequence=True)
         inputs = np.concatenate([[package.start_token], tokens[:-1]]).astype(np.int64)

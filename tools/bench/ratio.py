@@ -2,12 +2,12 @@
 
     python -m lmfs_tools.bench.ratio [--json OUT] [--bytes N] FILE...
 
-Owns: the ratio table of README. "lmfs" is a whole .lmz at the default level and chunk size,
-"-9 64K" one at the strongest level with chunks of 64 KiB: container and index included. zstd19@
-works on chunks like the former's, xz and zpaq on the whole. "model" is the model alone, no mixer
-and no primer, over the first MB. All are coded bytes, not estimates; "coder" is how far the coded
-bytes of a few chunks are above their own code length (the sum of -log2 p). The model shipped with
-lmfs is not in these figures; the last line says what it adds.
+Owns: the ratio table of tools/bench/results. "lmfs" is a whole .lmz at the default level and
+chunk size, "-9 64K" one at the strongest level with chunks of 64 KiB: container and index
+included. zstd19@ works on chunks like the former's, xz and zpaq on the whole. "model" is the model
+alone, no mixer and no primer, over the first MB. All are coded bytes, not estimates; "coder" is
+how far the coded bytes of a few chunks are above their own code length (the sum of -log2 p). The
+model shipped with lmfs is not in these figures; the last line says what it adds.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python -m lmfs_tools.bench.speed [--bytes N] [--rounds N] FILE...
 
-Owns: the speed table of README. A frozen file is made in a temporary store and read by the
-store's own reader: all of it in order with read-ahead, then 4 KiB at random offsets with an
-empty cache. Medians over rounds; "engine" and "coder" are shares of a decoding's time.
+Owns: the speed table of tools/bench/results. A frozen file is made in a temporary store and
+read by the store's own reader: all of it in order with read-ahead, then 4 KiB at random offsets
+with an empty cache. Medians over rounds; "engine" and "coder" are shares of a decoding's time.
 """
 
 from __future__ import annotations

@@ -1,0 +1,348 @@
+"""Checking a store: its `.lmfs/`, its models, and every file in it. Changes nothing.
+
+Owns: what is looked at, and what each finding says to do; `lmz.inspect` owns what can be wrong
+with a container. Imports lmfs.lmz and lower. One check is for one thread; the store may be
+mounted, and files may be frozen, thawed and written meanwhile.
+
+The first pass looks at every file's marks, header, index, trailer and frame heads, and at what
+they need. The second, `deep`, decodes every frozen file. A finding about a file that was replaced
+while it was looked at is dropped, and the file is looked at again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import LmfsError, ModelError, UnknownModelError
+from ..lmz.inspect import Inspection
+from ..lmz.shared import file_name, find_text, read_text
+from ..models import registry
+from ..models.package import ModelPackage
+from .marks import FROZEN_MARK, Marks, State
+from .publish import open_quietly
+from .store import DIRECTORY
+from .walk import directories, join
+
+_KNOWN = {"store.json", "models", "primers", "inodes", "aside", "paused"}
+_TRIES = 5
+_PAUSE_S = 0.05
+_RECOVER = "restore it from a backup, or `lmfs repair` saves its whole chunks beside it"
+
+
+class Kind(enum.Enum):
+    """What a finding is about; the names are for programs and stay."""
+
+    STORE = "store"  # something in .lmfs/ that should not be there
+    MODEL_DAMAGED = "model-damaged"
+    MODEL_MISSING = "model-missing"
+    MODEL_NOT_KEPT = "model-not-kept"  # here, but not in the store
+    PRIMER_DAMAGED = "primer-damaged"
+    PRIMER_MISSING = "primer-missing"  # or damaged: a file follows it
+    MARKS = "marks"  # magic, trailer and xattr do not agree
+    STRUCTURE = "structure"  # header, index, trailer, frame heads
+    CONTENT = "content"  # chunks
+    UNREADABLE = "unreadable"
+    HIDDEN = "hidden"  # a user's file under a name of the store's
+    MARK_MISSING = "mark-missing"
+    LEFTOVER = "leftover"
+
+    @property
+    def is_error(self) -> bool:
+        """False for what harms nothing and needs nobody."""
+        return self not in (Kind.MARK_MISSING, Kind.LEFTOVER)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found. path: relative to the store's root; offset: in the stored file."""
+
+    kind: Kind
+    path: str
+    problem: str
+    do: str
+    offset: int | None = None
+    model: bytes | None = None
+
+
+Report = Callable[[Finding], None]
+Progress = Callable[[int], None]
+
+
+class Check:
+    """A check of a store, or of a part of it."""
+
+    def __init__(self, marks: Marks, report: Report) -> None:
+        self._marks = marks
+        self._store = marks.store
+        self._report = report
+        self._usable: dict[bytes, bool] = {}
+        self._primers: dict[bytes, bool] = {}  # those looked for, and whether they are usable
+        self.hot_files = 0
+        self.frozen: dict[str, int] = {}  # path to decoded bytes, in the order of the walk
+
+    # ---------------------------------------------------------------------------- the store
+
+    def own_directory(self) -> None:
+        """Look at `.lmfs/`, its models and its primers. raises: OSError"""
+        root = self._store.root_fd
+        if stat.S_ISLNK(os.lstat(DIRECTORY, dir_fd=root).st_mode):
+            self._find(Kind.STORE, DIRECTORY, "a symlink", "make it a directory again")
+        for name, mode in self._own_entries(DIRECTORY):
+            path = f"{DIRECTORY}/{name}"
+            if name.startswith("store.json.") and name.endswith(".tmp"):
+                self._leftover(path)
+            elif name not in _KNOWN or stat.S_ISLNK(mode):
+                what = "a symlink" if stat.S_ISLNK(mode) else "nothing that lmfs made"
+                self._find(Kind.STORE, path, what, "`lmfs repair` moves it aside")
+        for name, _ in self._own_entries(self._store.models_path):
+            self._check_model(name)
+        for name, _ in self._own_entries(self._store.primers_path):
+            self._check_primer(name)
+
+    def _own_entries(self, directory: str) -> list[tuple[str, int]]:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+        try:
+            fd = os.open(directory, flags, dir_fd=self._store.root_fd)
+        except OSError as error:
+            self._unreadable(directory, error)
+            return []
+        try:
+            names = sorted(os.listdir(fd))
+            return [(n, os.stat(n, dir_fd=fd, follow_symlinks=False).st_mode) for n in names]
+        finally:
+            os.close(fd)
+
+    def _check_model(self, name: str) -> None:
+        path = f"{self._store.models_path}/{name}"
+        if self._store.temporary_inode(name) is not None:
+            self._leftover(path)
+            return
+        try:
+            package = ModelPackage.load(Path(self._store.real_path(path)))
+            package.tokenizer()
+        except (ModelError, OSError, ValueError, KeyError, TypeError) as error:
+            problem = str(error)
+        else:
+            if registry.file_name(package) == name:
+                self._usable[package.id] = True
+                return
+            problem = f"its bytes are those of model {package.id.hex()}"
+        do = "copy the package from another store or machine; files that need it cannot be read"
+        self._find(Kind.MODEL_DAMAGED, path, problem, do)
+
+    def _check_primer(self, name: str) -> None:
+        """A shared primer: an archive that decodes to the text whose id is its name.
+
+        It is read wholly in every check: what it is lost with is every file that follows it.
+        """
+        path = f"{self._store.primers_path}/{name}"
+        if self._store.temporary_inode(name) is not None:
+            self._leftover(path)
+            return
+        try:
+            shared_id = bytes.fromhex(name.removesuffix(".lmz"))
+            if name != file_name(shared_id):
+                raise ValueError("no name of a shared primer")
+            read_text(self._store.primers / name, shared_id, [self._store.models])
+            self._primers[shared_id] = True
+        except (LmfsError, OSError, ValueError) as error:
+            do = "copy it from another copy of the store; files that follow it cannot be read"
+            self._find(Kind.PRIMER_DAMAGED, path, str(error), do)
+
+    # --------------------------------------------------------------------------- first pass
+
+    def files(self, path: str = ".") -> Iterator[tuple[str, int]]:
+        """All regular files from `path` down, with their stored bytes; leftovers are reported."""
+        status = os.stat(path, dir_fd=self._store.root_fd, follow_symlinks=False)
+        if not stat.S_ISDIR(status.st_mode):
+            yield path, status.st_size
+            return
+        for directory, entries in directories(self._store, path, self._unreadable):
+            self._leftovers(directory)
+            for entry in entries:
+                if entry.is_file(follow_symlinks=False):
+                    name = join(directory, entry.name)
+                    with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                        found = os.stat(name, dir_fd=self._store.root_fd, follow_symlinks=False)
+                        yield name, found.st_size
+
+    def structure(self, path: str) -> None:
+        """Look at one file without decoding it."""
+        for finding in self._steadily(path, self._structure):
+            self._report(finding)
+
+    def _structure(self, fd: int, path: str) -> list[Finding]:
+        facts = self._marks.facts_of_fd(fd)
+        self.frozen.pop(path, None)
+        if facts.state is State.HOT:
+            self.hot_files += 1
+            return []
+        if facts.state is State.DAMAGED:
+            return [Finding(Kind.MARKS, path, facts.problem or "they do not agree", _RECOVER)]
+        self.frozen[path] = facts.size
+        with _inspection(fd) as found:
+            problems = [*found.problems, *found.frames()]
+            findings = [Finding(Kind.STRUCTURE, path, p.what, _RECOVER, p.offset) for p in problems]
+            findings += [f for model in sorted(found.models()) if (f := self._need(path, model))]
+            findings += [
+                Finding(
+                    Kind.PRIMER_MISSING,
+                    path,
+                    f"needs shared primer {shared_id.hex()}",
+                    f"copy {file_name(shared_id)} into the store's .lmfs/primers from a copy of it",
+                )
+                for shared_id in sorted(found.primers())
+                if not self._has_primer(shared_id)
+            ]
+        if self._store.xattr_marks and FROZEN_MARK not in os.listxattr(fd):
+            do = "nothing; `lmfs repair` sets it again"
+            findings.append(Finding(Kind.MARK_MISSING, path, f"no xattr {FROZEN_MARK}", do))
+        return findings
+
+    def _need(self, path: str, model: bytes) -> Finding | None:
+        """What is wrong with the model that a file needs."""
+        if model not in self._usable:
+            try:
+                registry.find(model, [self._store.models])
+            except LmfsError as error:
+                do = error.do or "copy its package into the store's .lmfs/models"
+                return Finding(
+                    Kind.MODEL_MISSING, path, f"needs model {model.hex()}", do, None, model
+                )
+            self._usable[model] = False
+        if self._usable[model]:
+            return None
+        problem = f"needs model {model.hex()}, which is here but not in the store"
+        return Finding(
+            Kind.MODEL_NOT_KEPT, path, problem, "`lmfs repair` copies it there", None, model
+        )
+
+    def _has_primer(self, shared_id: bytes) -> bool:
+        if shared_id not in self._primers:
+            try:
+                find_text(shared_id, self._store.search)
+            except LmfsError:
+                self._primers[shared_id] = False
+            else:
+                self._primers[shared_id] = True
+        return self._primers[shared_id]
+
+    # -------------------------------------------------------------------------- second pass
+
+    def content(self, path: str, progress: Progress) -> list[Finding]:
+        """Decode one file that the first pass found frozen; every damaged chunk of it."""
+
+        def look(fd: int, path: str) -> list[Finding]:
+            if self._marks.facts_of_fd(fd).state is not State.FROZEN:
+                return []  # thawed meanwhile, which decoded and compared it
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # the disk's bytes, not a copy
+            with _inspection(fd) as found:
+                if found.problems or not all(map(self._has_primer, found.primers())):
+                    return []  # as the first pass said
+                try:
+                    wrong = list(found.content(self._store.search, progress))
+                except UnknownModelError:
+                    return []  # as the first pass said
+                except LmfsError as error:
+                    return [Finding(Kind.CONTENT, path, str(error), error.do or _RECOVER)]
+            return [Finding(Kind.CONTENT, path, p.what, _RECOVER, p.offset) for p in wrong]
+
+        return self._steadily(path, look)
+
+    # --------------------------------------------------------------------------- small parts
+
+    def _steadily(self, path: str, look: Callable[[int, str], list[Finding]]) -> list[Finding]:
+        """What is found in a file that is still the same afterwards."""
+        findings: list[Finding] = []
+        for _ in range(_TRIES):
+            try:
+                fd = open_quietly(path, self._store.root_fd)
+            except FileNotFoundError:
+                return []
+            except BlockingIOError:  # leased, by who puts the frozen file in its place right now
+                time.sleep(_PAUSE_S)
+                continue
+            except OSError as error:
+                return [_unreadable(path, error)]
+            try:
+                before = os.fstat(fd)
+                findings = look(fd, path)
+                if not findings or _same(before, self._now(path)):
+                    break
+            except OSError as error:
+                return [_unreadable(path, error)]
+            finally:
+                os.close(fd)
+        return findings
+
+    def _now(self, path: str) -> os.stat_result | None:
+        try:
+            return os.stat(path, dir_fd=self._store.root_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+    def _leftovers(self, directory: str) -> None:
+        try:
+            names = sorted(os.listdir(self._store.real_path(directory)))
+        except OSError:
+            return
+        for name in names:
+            number = self._store.temporary_inode(name)
+            if number is not None:
+                self._leftover(join(directory, name), number)
+
+    def _leftover(self, path: str, number: int | None = None) -> None:
+        """Report a file of the store's that nobody works on; a user's if it shows another number"""
+        try:
+            fd = open_quietly(path, self._store.root_fd)
+        except OSError:
+            return
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            status = os.fstat(fd)
+            is_ours = number is None or not (self._store.xattr_marks and status.st_size)
+            if not is_ours:
+                is_ours = number in (self._marks.facts_of_fd(fd).inode, status.st_ino)
+        except OSError:  # being written
+            return
+        finally:
+            os.close(fd)
+        if is_ours:
+            do = "nothing; the next mount or freeze removes it, `lmfs repair` moves it aside"
+            self._find(Kind.LEFTOVER, path, "left by a freeze or thaw that was interrupted", do)
+        else:
+            do = "`lmfs repair` gives it a name that is shown"
+            self._find(Kind.HIDDEN, path, "a file of yours under a name that is not shown", do)
+
+    def _unreadable(self, path: str, error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # removed meanwhile
+            self._report(_unreadable(path, error))
+
+    def _find(self, kind: Kind, path: str, problem: str, do: str) -> None:
+        self._report(Finding(kind, path, problem, do))
+
+
+def _unreadable(path: str, error: OSError) -> Finding:
+    do = "check it as the user who owns it, or as root; look into the system's log"
+    return Finding(Kind.UNREADABLE, path, error.strerror or str(error), do)
+
+
+@contextlib.contextmanager
+def _inspection(fd: int) -> Iterator[Inspection]:
+    with open(fd, "rb", buffering=0, closefd=False) as file, Inspection(file) as found:
+        yield found
+
+
+def _same(before: os.stat_result, now: os.stat_result | None) -> bool:
+    return now is not None and all(
+        getattr(before, field) == getattr(now, field)
+        for field in ("st_dev", "st_ino", "st_size", "st_mtime_ns")
+    )

@@ -1,0 +1,150 @@
+"""Repairing a store: what a check found, made good by adding and moving aside, never otherwise.
+
+Owns: what is done about each kind of finding. No file of a user is changed, replaced or removed:
+leftovers go to `.lmfs/aside/`, a damaged file stays and what is whole of it is written beside it.
+Imports `fsck` and lower. One thread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+
+from ..errors import LmfsError
+from ..lmz.recovery import Saved, save_whole
+from ..models import registry
+from .fsck import Finding, Kind
+from .marks import FROZEN_MARK, Marks, State, frozen_mark
+from .publish import open_quietly
+from .store import DIRECTORY
+from .system import RENAME_NOREPLACE, rename
+
+ASIDE = f"{DIRECTORY}/aside"
+RECOVERED = ".recovered"
+MAP = ".recovered.json"
+
+
+class Repair:
+    """Deals with findings, one after another."""
+
+    def __init__(self, marks: Marks) -> None:
+        self._marks = marks
+        self._store = marks.store
+        self._recovered: dict[str, str | None] = {}
+        self._ways: dict[Kind, Callable[[Finding], str | None]] = {
+            Kind.STORE: self._move_aside,
+            Kind.LEFTOVER: self._move_aside,
+            Kind.HIDDEN: self._show,
+            Kind.MARK_MISSING: self._mark,
+            Kind.MODEL_NOT_KEPT: self._keep_model,
+            Kind.MARKS: self._recover,
+            Kind.STRUCTURE: self._recover,
+            Kind.CONTENT: self._recover,
+        }
+
+    def settle(self, finding: Finding) -> tuple[bool, str | None]:
+        """Whether the finding is settled, and what was done about it. raises: OSError, LmfsError
+
+        A damaged file is not settled by what was saved of it: that may not be all.
+        """
+        way = self._ways.get(finding.kind)
+        if way is None:
+            return False, None
+        done = way(finding)
+        return done is not None and way != self._recover, done
+
+    def _move_aside(self, finding: Finding) -> str:
+        root = self._store.root_fd
+        if finding.path == DIRECTORY:
+            raise OSError("a symlink instead of the store's directory is not ours to move")
+        if not os.path.isdir(self._store.real_path(ASIDE)):
+            os.mkdir(ASIDE, 0o700, dir_fd=root)
+        name = finding.path.replace("%", "%25").replace("/", "%2F")[-200:]
+        target = self._move(finding.path, f"{ASIDE}/{name}")
+        return f"moved to {target}"
+
+    def _show(self, finding: Finding) -> str:
+        head, name = os.path.split(finding.path)
+        shown = os.path.join(head, "found-" + name.removeprefix(".lmfs-").removesuffix(".tmp"))
+        return f"renamed to {self._move(finding.path, shown)}"
+
+    def _move(self, path: str, target: str) -> str:
+        """Rename, never over anything; the new name, also durable."""
+        root = self._store.root_fd
+        for number in range(1000):
+            name = f"{target}.{number}" if number else target
+            try:
+                rename(path, name, flags=RENAME_NOREPLACE, source_fd=root, target_fd=root)
+            except FileExistsError:
+                continue
+            for directory in {os.path.dirname(path), os.path.dirname(name)}:
+                with self._store.parent(f"{directory}/x" if directory else "x") as (fd, _):
+                    os.fsync(fd)
+            return name
+        raise FileExistsError(f"{target}: a thousand names are taken")
+
+    def _mark(self, finding: Finding) -> str | None:
+        """Set an xattr again that the header and the trailer prove."""
+        fd = open_quietly(finding.path, self._store.root_fd)
+        try:
+            facts = self._marks.facts_of_fd(fd)
+            if facts.state is not State.FROZEN:
+                return None
+            os.setxattr(fd, FROZEN_MARK, frozen_mark(self._store.id, facts.size), os.XATTR_CREATE)
+        finally:
+            os.close(fd)
+        return f"set {FROZEN_MARK}"
+
+    def _keep_model(self, finding: Finding) -> str:
+        assert finding.model is not None
+        package = registry.find(finding.model, [self._store.models])
+        self._store.pin_model(finding.model, package.path)
+        return f"copied model {finding.model.hex()} into the store"
+
+    def _recover(self, finding: Finding) -> str | None:
+        if finding.path not in self._recovered:
+            self._recovered[finding.path] = self._recover_file(finding.path)
+        return self._recovered[finding.path]
+
+    def _recover_file(self, path: str) -> str | None:
+        """Write what is whole of a damaged file beside it, with a map of what is not."""
+        root = self._store.root_fd
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        source = open_quietly(path, root)
+        try:
+            status = os.fstat(source)
+            target = os.open(path + RECOVERED, flags, 0o600, dir_fd=root)
+            try:
+                with (
+                    open(source, "rb", buffering=0, closefd=False) as damaged,
+                    open(target, "wb", closefd=False) as file,
+                ):
+                    saved = save_whole(damaged, file, model_search=self._store.search)
+                os.fchown(target, status.st_uid, status.st_gid)
+                os.fchmod(target, status.st_mode & 0o777)
+            except BaseException:
+                os.unlink(path + RECOVERED, dir_fd=root)
+                raise
+            finally:
+                os.close(target)
+        except FileExistsError:
+            return f"{path}{RECOVERED} is there already"
+        except LmfsError as error:
+            return f"nothing could be saved: {error}"
+        finally:
+            os.close(source)
+        self._write_map(path, saved)
+        return f"{saved.whole_bytes:,} bytes saved in {path}{RECOVERED}, {len(saved.holes)} holes"
+
+    def _write_map(self, path: str, saved: Saved) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        fd = os.open(path + MAP, flags, 0o600, dir_fd=self._store.root_fd)
+        with open(fd, "w", encoding="utf-8") as file:
+            json.dump(asdict(saved), file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        with self._store.parent(path) as (directory, _):
+            os.fsync(directory)
