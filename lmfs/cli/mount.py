@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..codecs.threads import MAX_THREADS, limit_threads, thread_count
 from ..errors import LmfsError, MountError, UsageError
 from ..store.control import mount_of
 from ..store.store import Store
@@ -29,6 +30,7 @@ _IGNORED = (
     *("rw", "defaults", "default_permissions", "auto", "noauto", "user", "users", "nouser"),
     *("nofail", "_netdev", "async", "atime", "diratime"),
 )
+_NUMBERS = {"cachesize": range(1 << 20), "threads": range(1, MAX_THREADS + 1)}
 
 
 @app.command(name="mount")
@@ -42,7 +44,9 @@ def command(
     ] = False,
     options: Annotated[
         list[str] | None,
-        typer.Option("-o", help="ro, allow_other, cachesize=MB, noexec, ..., as mount(8) has it."),
+        typer.Option(
+            "-o", help="ro, allow_other, cachesize=MB, threads=N, noexec, ..., as mount(8) has it."
+        ),
     ] = None,
     cache_mb: Annotated[
         int | None, typer.Option(help="Memory for decoded chunks, in MB. [default: 64]")
@@ -70,23 +74,23 @@ def command(
 
 
 def parse_options(text: str) -> dict[str, str | bool]:
-    """The options of a mount: "ro", "cachesize" (MB), and those that are passed on.
+    """The options of a mount: "ro", "cachesize" (MB), "threads", and those that are passed on.
 
     raises: UsageError
     """
     settings: dict[str, str | bool] = {}
     for option in text.split(","):
-        name, equals, value = option.partition("=")
+        name, _, value = option.partition("=")
         if not name or option in _IGNORED or name.startswith("x-"):
             continue
         if option in _PASSED or option == "ro":
             settings[name] = True
-        elif name == "cachesize" and equals and value.isdecimal():
+        elif name in _NUMBERS and value.isdecimal() and int(value) in _NUMBERS[name]:
             settings[name] = value
         else:
             raise UsageError(
                 "mount option",
-                expected=f"ro, cachesize=MB, {', '.join(_PASSED)}",
+                expected=f"ro, cachesize=MB, threads=1 to {MAX_THREADS}, {', '.join(_PASSED)}",
                 got=option,
             )
     return settings
@@ -146,6 +150,9 @@ def _serve(store: Store, target: str, settings: dict[str, str | bool], on_ready:
     extra = dict(settings)
     read_only = bool(extra.pop("ro", False))
     size = extra.pop("cachesize", None)
+    if "threads" in extra:
+        limit_threads(int(extra.pop("threads")))
+    thread_count()  # nonsense in the environment is refused now, not at the first read
     if size is None:
         options = MountOptions(read_only=read_only, extra=extra)
     else:
