@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import functools
 import os
-from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 # So many chunks are begun at once, the first time that a read goes on where one ended, the second
 # time, and so on: the first bytes of a file are to come as quickly as any others.
@@ -56,6 +59,8 @@ class Streams:
 
 @functools.cache
 def _pool(process: int) -> ThreadPoolExecutor:
+    from concurrent.futures import ThreadPoolExecutor  # most programs never read ahead
+
     del process  # a fork has its parent's cache, but none of its threads
     return ThreadPoolExecutor(_THREADS, "lmfs-ahead")
 
