@@ -21,8 +21,31 @@ class Engine(Protocol):
     def step(self, state: Any, tokens: NDArray[np.int64]) -> tuple[NDArray[np.int16], Any]:
         """tokens (lanes,) -> logits (lanes, vocab) in 1/64 nat, and the state after them."""
 
-    def sequence(self, state: Any, tokens: NDArray[np.int64]) -> tuple[NDArray[np.int16], Any]:
-        """tokens (lanes, time) -> logits (lanes, time, vocab), and the state; equals `step`."""
+    def sequence(
+        self, state: Any, tokens: NDArray[np.int64], *, alone: bool = False
+    ) -> tuple[NDArray[np.int16], Any]:
+        """tokens (lanes, time) -> logits (lanes, time, vocab), and the state; equals `step`.
+
+        alone: use the calling thread only, where the engine can
+        """
+
+    def decode(
+        self,
+        state: Any,
+        decoders: Sequence[Any],
+        tokens: NDArray[np.int64],
+        steps: int,
+        *,
+        alone: bool = False,
+    ) -> Any:
+        """Steps of all lanes, each with a TokenDecoder of one lane; the state after them.
+
+        tokens: (lanes,) the last token of each, replaced by the newest
+        steps: at most so many; fewer where a lane ends
+        """
+
+    def join(self, states: Sequence[Any]) -> Any:
+        """The state of all lanes of these, in this order."""
 
     def select(self, state: Any, lanes: NDArray[np.int64]) -> Any:
         """The state of these lanes only, in this order."""

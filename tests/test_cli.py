@@ -287,16 +287,29 @@ class TestTop:
 
 class TestMountOptions:
     def test_options(self):
-        given = "rw,ro,cachesize=8,allow_other,nofail,x-systemd.automount,noexec"
+        given = "rw,ro,cachesize=8,threads=1,allow_other,nofail,x-systemd.automount,noexec"
         assert parse_options(given) == {
             "ro": True,
             "cachesize": "8",
+            "threads": "1",
             "allow_other": True,
             "noexec": True,
         }
         assert parse_options("") == {}
 
-    @pytest.mark.parametrize("option", ["nonsense", "cachesize", "cachesize=x", "ro=1", "fsname=x"])
+    @pytest.mark.parametrize(
+        "option",
+        [
+            "nonsense",
+            "cachesize",
+            "cachesize=x",
+            "ro=1",
+            "fsname=x",
+            "threads=0",
+            "threads",
+            "threads=257",
+        ],
+    )
     def test_unknown_options(self, option):
         with pytest.raises(UsageError, match="mount option"):
             parse_options(option)

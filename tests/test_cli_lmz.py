@@ -165,12 +165,38 @@ def test_warnings(run, file, tmp_path):
 
 
 def test_bad_arguments(run):
-    for arguments in (["--nonsense"], ["--chunk-size", "0"], ["--chunk-size", "x"], ["-T", "x"]):
+    for arguments in (
+        ["--nonsense"],
+        ["--chunk-size", "0"],
+        ["--chunk-size", "x"],
+        ["-T", "x"],
+        ["-T", "-1"],
+        ["-T", "257"],
+    ):
         code, out, errors = run("lmz", "--no-model", *arguments, stdin=b"abc")
         assert (code, out) == (1, b"")
         assert errors
     assert run("lmz", "--help")[0] == 0
     assert run("lmz", "--version")[:2] == (0, b"lmz (lmfs) 0.1.0\n")
+
+
+def test_as_many_threads_as_are_asked_for():
+    """In a process of its own: how many of lmfs's threads have coded."""
+    code = (
+        "import io, sys, threading\n"
+        "from lmfs.cli.lmz import run\n"
+        "sys.stdin = io.TextIOWrapper(io.BytesIO(b'text ' * 100_000))\n"
+        "sys.stdout = io.TextIOWrapper(io.BytesIO())\n"
+        "assert run('lmz', ['--no-model', '--chunk-size', '4K', *sys.argv[1:]]) == 0\n"
+        "names = [thread.name for thread in threading.enumerate()]\n"
+        "print(sum(name.startswith('lmfs-codec') for name in names), file=sys.stderr)\n"
+    )
+    cores = len(os.sched_getaffinity(0))
+    for arguments, threads in (["-T3"], 3), (["-T", "1"], 1), (["--threads=0"], cores), ([], cores):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+        )
+        assert done.stderr == f"{threads}\n", arguments
 
 
 def test_listing(run, tmp_path):

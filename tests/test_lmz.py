@@ -7,16 +7,18 @@ import itertools
 import os
 import random
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from containers import CHEAP, STORE, Planned, packed, reader, recovered, sample
+from containers import CHEAP, STORE, Planned, blob_ranges, packed, reader, recovered, sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lmfs
 from lmfs import lmz
 from lmfs.codecs.choose import Chooser
+from lmfs.codecs.threads import Priority, current_urgency
 from lmfs.container import CodecId, Coding, checksum, pack_varint
 from lmfs.errors import (
     DamagedError,
@@ -24,6 +26,7 @@ from lmfs.errors import (
     UsageError,
     VersionError,
 )
+from lmfs.lmz.ahead import Streams
 
 # ------------------------------------------------------------------------------ round trips
 
@@ -257,30 +260,109 @@ def test_statistics_and_layout():
         assert layout.codings.tolist() == [0, 1, 1]
 
 
-def test_reading_ahead_doubles_while_reading_is_sequential():
+def test_reading_ahead_grows_while_reading_is_sequential():
     data = sample(64 * 200)
-    batches: list[int] = []
+    decoded: list[int] = []
     with reader(packed(data), cache=lmz.ChunkCache(1 << 20)) as whole:
-        decode = whole._chunks.decode
-        whole._chunks.decode = lambda indices: batches.append(len(indices)) or decode(indices)
+        decode, streams = whole._chunks.decode, whole._streams
+        follow, begun = streams.follow, []
+        whole._chunks.decode = lambda indices: decoded.extend(indices) or decode(indices)
+        streams.follow = lambda *read: begun.append(follow(*read)) or begun[-1]
         for offset in range(0, len(data), 32):
             assert whole.pread(32, offset) == data[offset : offset + 32]
-        assert batches == [1, 2, 4, 8, 16, 32, 32, 32, 32, 32, 9]
-        batches.clear()
+        assert [len(batch) for batch in begun if batch][:6] == [1, 2, 4, 16, 16, 16]
+        # Every chunk once, by whoever came first, and a batch begins when the one before it is
+        # reached, not when it is used up.
+        assert sorted(decoded) == list(range(200))
+        assert [batch[0] for batch in begun if batch][:5] == [2, 3, 5, 9, 25]
+        decoded.clear()
         whole._cache.clear()
-        for chunk in (100, 50, 150):
+        for chunk in (100, 50, 150, 149, 100, 100):
             whole.pread(1, chunk * 64)
-        assert batches == [1, 1, 1]
+        assert decoded == [100, 50, 150, 149]
+
+
+def test_two_who_read_in_turns_are_both_sequential():
+    streams = Streams()
+    assert [len(streams.follow(at, at + 1)) for at in (0, 50, 1, 51, 2, 52, 99, 3, 53)] == [
+        *(0, 0, 1, 1, 2, 2, 0, 4, 4)
+    ]
+
+
+def test_reading_does_not_wait_for_what_is_decoded_ahead(monkeypatch):
+    data = sample(64 * 20)
+    gate = threading.Event()
+    with reader(packed(data), cache=lmz.ChunkCache(1 << 20)) as whole:
+        decode = whole._chunks.decode
+
+        def held_up(indices):
+            if threading.current_thread().name.startswith("lmfs-ahead"):
+                assert gate.wait(30)
+            return decode(indices)
+
+        whole._chunks.decode = held_up
+        assert whole.pread(64, 0) + whole.pread(64, 64) == data[:128]
+        pending = whole._pending[2]
+        assert pending.urgency.priority is Priority.AHEAD
+        threading.Timer(0.05, gate.set).start()
+        assert whole.pread(64, 128) == data[128:192]  # waits for that one, and urges it
+        assert pending.urgency.priority is Priority.READ
+
+
+def test_a_closed_file_is_not_decoded(monkeypatch):
+    data = sample(64 * 60)
+    gate, decoded = threading.Event(), []
+    cache = lmz.ChunkCache(1 << 20)
+    whole = reader(packed(data), cache=cache)
+    decode = whole._chunks.decode
+
+    def held_up(indices):
+        if threading.current_thread().name.startswith("lmfs-ahead"):
+            decoded.extend(indices)
+            assert gate.wait(30)
+            current_urgency().check()
+        return decode(indices)
+
+    whole._chunks.decode = held_up
+    for chunk in range(2):
+        whole.pread(64, chunk * 64)
+    while not decoded:
+        time.sleep(0.001)
+    source = whole._source
+    whole.close()
+    assert source._file is not None  # not closed under who reads it
+    gate.set()
+    while whole._users:
+        time.sleep(0.001)
+    assert decoded == [2]
+    assert source._file is None
+    assert cache.used_bytes == 0
+
+
+def test_a_damaged_chunk_decoded_ahead_is_met_where_it_is_read():
+    data = sample(64 * 40)
+    container = bytearray(packed(data))
+    container[blob_ranges(bytes(container))[20].start] ^= 0xFF
+    with reader(bytes(container), cache=lmz.ChunkCache(1 << 20)) as whole:
+        for chunk in range(40):
+            if chunk == 20:
+                with pytest.raises(DamagedError, match="bytes 1280 to 1344"):
+                    whole.pread(64, chunk * 64)
+            else:
+                assert whole.pread(64, chunk * 64) == data[chunk * 64 : chunk * 64 + 64]
 
 
 def test_reading_ahead_stays_within_the_cache():
     data = sample(64 * 100)
-    cache = lmz.ChunkCache(64 * 10)
+    cache, decoded = lmz.ChunkCache(64 * 16), []
     with reader(packed(data), cache=cache) as whole:
+        decode = whole._chunks.decode
+        whole._chunks.decode = lambda indices: decoded.extend(indices) or decode(indices)
         for offset in range(0, len(data), 64):
             assert whole.pread(64, offset) == data[offset : offset + 64]
             assert cache.used_bytes <= cache.max_bytes
-        assert cache.misses < 40
+            assert len(whole._pending) <= 8
+        assert sorted(decoded) == list(range(100))  # none was pushed out unread
         assert whole.pread(3000, 1000) == data[1000:4000]
     assert cache.used_bytes == 0
 

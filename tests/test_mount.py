@@ -114,6 +114,31 @@ class TestReading:
                     failed.append(error.errno)
         assert failed == [errno.EIO]
 
+    def test_a_second_read_decodes_nothing(self, place):
+        """The kernel has the bytes: what lies below may be spoilt meanwhile."""
+        backing, path, name = place
+        stored_path = backing.write_frozen(f"{name}/f", DATA)
+        assert (path / "f").read_bytes() == DATA
+        before = stored_path.stat()
+        stored = bytearray(stored_path.read_bytes())
+        stored[len(stored) // 2] ^= 1
+        stored_path.write_bytes(stored)
+        os.utime(stored_path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        time.sleep(1.1)  # the kernel asks for attributes again
+        assert (path / "f").read_bytes() == DATA
+        with open(path / "f", "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with pytest.raises(OSError, match="Input/output error"):
+            (path / "f").read_bytes()
+
+    def test_what_changed_below_is_read_anew(self, place):
+        backing, path, name = place
+        (backing.path / name / "f").write_bytes(DATA)
+        assert (path / "f").read_bytes() == DATA
+        (backing.path / name / "f").write_bytes(DATA[::-1])
+        time.sleep(1.1)
+        assert (path / "f").read_bytes() == DATA[::-1]
+
     def test_a_cut_off_file_is_eio_not_short(self, place):
         backing, path, name = place
         stored_path = backing.write_frozen(f"{name}/f", DATA)

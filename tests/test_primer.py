@@ -15,7 +15,7 @@ from containers import Planned, packed, reader, recovered
 
 from lmfs import lmz
 from lmfs.codecs.choose import Chooser
-from lmfs.codecs.primer import Primer, recent_primers
+from lmfs.codecs.primer import STATE_BYTES, Primer, recent_primers
 from lmfs.container import CodecId, Coding, Header, Kind, checksum, header_length, parse_header
 from lmfs.errors import DamagedError, LmfsError, UnknownModelError, UsageError
 from lmfs.profile import PROFILE_1, profile_2
@@ -147,8 +147,9 @@ def test_members_follow_their_own_beginning(tiny, text, search):
     assert b"".join(part.data for part in recovered(without_index, **search)) == data
 
 
-def test_many_readers_at_once(tiny, text, search):
+def test_many_readers_at_once(tiny, text, search, monkeypatch):
     """More than there are states kept: one thrown out is only computed again."""
+    monkeypatch.setattr(recent_primers, "max_bytes", 5 * STATE_BYTES)
     parts = [text[at : at + 7 * CHUNK] for at in range(0, 20 * 50, 50)]
     containers = [
         packed(part, CHUNK, chooser=Planned(tiny, "mix mix mix mix lm+", 4 * CHUNK))
@@ -158,9 +159,11 @@ def test_many_readers_at_once(tiny, text, search):
     for number in (6, 2, 4, 0):
         for part, one in zip(parts, readers, strict=True):
             assert one.read_chunks([number]) == [cut(part)[number]]
-    assert len(recent_primers._primers) <= 16 < len(readers)
+        # The last one had nothing yet when room was made for it.
+        assert STATE_BYTES < recent_primers.used_bytes <= 6 * (STATE_BYTES + 4 * CHUNK)
     for one in readers:
         one.close()
+    assert recent_primers.used_bytes == 0
 
 
 @pytest.mark.parametrize("primer", [4 * CHUNK, 100_000])

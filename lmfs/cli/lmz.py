@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".lmz"
 _PIECE_BYTES = 1 << 20
+_MAX_THREADS = 256
 _OK, _ERROR, _WARNING = 0, 1, 2
 
 _EPILOG = """\
@@ -68,7 +69,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
             const=level,
             help=text if level == 1 else argparse.SUPPRESS,
         )
-    add("-T", "--threads", type=int, metavar="N", help="accepted; all cores are used as it is")
+    add("-T", "--threads", type=_threads, metavar="N", help="code with N threads; 0: all cores")
     add("--chunk-size", type=_size, metavar="N[K|M]", help="bytes that are coded together")
     add("--no-model", action="store_true", help="zstd only: fast, and larger")
     add("-V", "--version", action="store_true", help="print the version")
@@ -78,6 +79,13 @@ def _parser(program: str) -> argparse.ArgumentParser:
 def _size(text: str) -> int:
     scale = {"K": 1024, "M": 1024 * 1024}.get(text[-1:].upper(), 1)
     return int(text if scale == 1 else text[:-1]) * scale
+
+
+def _threads(text: str) -> int:
+    count = int(text)
+    if not 0 <= count <= _MAX_THREADS:
+        raise ValueError
+    return count
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -99,6 +107,10 @@ def run(program: str, arguments: list[str]) -> int:
         options.decompress = options.stdout = True
     elif program == "unlmz":
         options.decompress = True
+    if options.threads is not None:
+        from lmfs.codecs.threads import limit_threads
+
+        limit_threads(options.threads or len(os.sched_getaffinity(0)))
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         return _Filter(program, options).run()

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..codecs.threads import MAX_THREADS, limit_threads, thread_count
 from ..errors import LmfsError, MountError, UsageError
 from ..store.control import mount_of
 from ..store.store import Store
@@ -28,6 +29,7 @@ _IGNORED = (
     *("rw", "defaults", "default_permissions", "auto", "noauto", "user", "users", "nouser"),
     *("nofail", "_netdev", "async", "atime", "diratime"),
 )
+_NUMBERS = {"cachesize": range(1 << 20), "threads": range(1, MAX_THREADS + 1)}
 
 
 @app.command(name="mount")
@@ -43,8 +45,8 @@ def command(
         list[str] | None,
         typer.Option(
             "-o",
-            help="ro, allow_other, cachesize=MB, logfile=PATH, logformat=json, noexec, ..., "
-            "as mount(8) has it.",
+            help="ro, allow_other, cachesize=MB, threads=N, logfile=PATH, logformat=json, "
+            "noexec, ..., as mount(8) has it.",
         ),
     ] = None,
     cache_mb: Annotated[
@@ -79,12 +81,12 @@ def parse_options(text: str) -> dict[str, str | bool]:
     """
     settings: dict[str, str | bool] = {}
     for option in text.split(","):
-        name, equals, value = option.partition("=")
+        name, _, value = option.partition("=")
         if not name or option in _IGNORED or name.startswith("x-"):
             continue
         if option in _PASSED or option == "ro":
             settings[name] = True
-        elif name == "cachesize" and equals and value.isdecimal():
+        elif name in _NUMBERS and value.isdecimal() and int(value) in _NUMBERS[name]:
             settings[name] = value
         elif name == "logfile" and value:
             settings[name] = os.path.abspath(value)
@@ -93,8 +95,8 @@ def parse_options(text: str) -> dict[str, str | bool]:
         else:
             raise UsageError(
                 "mount option",
-                expected=f"ro, cachesize=MB, logfile=PATH, logformat=plain|json, "
-                f"{', '.join(_PASSED)}",
+                expected=f"ro, cachesize=MB, threads=1 to {MAX_THREADS}, logfile=PATH, "
+                f"logformat=plain|json, {', '.join(_PASSED)}",
                 got=option,
             )
     return settings
@@ -156,6 +158,9 @@ def _serve(store: Store, target: str, settings: dict[str, str | bool], on_ready:
     size = extra.pop("cachesize", None)
     extra.pop("logfile", None)
     extra.pop("logformat", None)
+    if "threads" in extra:
+        limit_threads(int(extra.pop("threads")))
+    thread_count()  # nonsense in the environment is refused now, not at the first read
     if size is None:
         options = MountOptions(read_only=read_only, extra=extra)
     else:

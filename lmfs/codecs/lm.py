@@ -1,6 +1,6 @@
 """The `lm` codec: a chunk is coded as tokens, predicted by a model and, with it, a mixer.
 
-Owns: the loop that joins tokenizer, engine and coder, in lanes. FORMAT.md, "lm chunks",
+Owns: the slices that join tokenizer, engine and coder, in lanes. FORMAT.md, "lm chunks",
 is its specification. The engine is loaded at first use, one a process and model, never
 before a fork; codecs are thread-safe.
 """
@@ -8,9 +8,9 @@ before a fork; codecs are thread-safe.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..engines import engine_for
 from ..errors import DamagedError
@@ -18,11 +18,12 @@ from ..models.package import ModelPackage
 from ..native import Mixer, TokenDecoder, TokenEncoder
 from ..profile import PROFILE_1, CoderProfile
 from ..tokenizer import Tokenizer
-from .threads import in_parallel
+from .threads import Work, queue
 
 MAX_LANES = 64
-ENCODE_LANES = 16
-ENCODE_WINDOW = 128  # tokens a lane: with 16 lanes and 2,048 tokens, 8 MiB of logits
+LANES = 16  # that a thread advances together: more are hardly quicker
+SLICE_TOKENS = 128  # of all lanes together, some 8 ms
+ENCODE_WINDOW = 128  # tokens, some 8 ms
 
 
 class LmCodec:
@@ -51,54 +52,15 @@ class LmCodec:
         self, chunks: Sequence[bytes], afters: Sequence[Mixer | None]
     ) -> list[list[bytes]]:
         """For each chunk a blob behind each of these states; the model runs once."""
-        blobs: list[list[bytes]] = []
-        for start in range(0, len(chunks), ENCODE_LANES):
-            encoders = self.encoders(chunks[start : start + ENCODE_LANES], afters)
-            blobs += [[encoder.finish() for encoder in lane] for lane in encoders]
-        return blobs
+        return [[encoder.finish() for encoder in lane] for lane in self.encoders(chunks, afters)]
 
     def encoders(
         self, chunks: Sequence[bytes], afters: Sequence[Mixer | None] = (None,)
     ) -> list[list[TokenEncoder]]:
         """For each chunk and state an encoder with all tokens pushed, not finished."""
-        vocabulary, table = self.tokenizer.vocabulary, self.profile.table
-        rows = [vocabulary.tokenize(chunk) for chunk in chunks]
-        encoders = [
-            [TokenEncoder(vocabulary, table, after or self.mixer) for after in afters]
-            for _ in chunks
-        ]
-        lanes = np.arange(len(rows))
-        engine = engine_for(self.package)
-        state = engine.start(len(lanes), sequence=True)
-        at, longest = 0, max(map(len, rows), default=0)
-        while at < longest:
-            left = np.array([len(rows[lane]) > at for lane in lanes])
-            if not left.all():
-                state, lanes = engine.select(state, np.flatnonzero(left)), lanes[left]
-            window = min(ENCODE_WINDOW, longest - at)
-            inputs = self._inputs([rows[lane] for lane in lanes], at, window)
-            logits, state = engine.sequence(state, inputs)
-            pushes = [
-                (encoder, logits[row], rows[lane][at : at + window])
-                for row, lane in enumerate(lanes)
-                for encoder in encoders[lane]
-            ]
-            in_parallel(lambda push: push[0].push(push[1][: len(push[2])], push[2]), pushes)
-            at += window
-        return encoders
-
-    def _inputs(
-        self, rows: Sequence[NDArray[np.uint16]], at: int, window: int
-    ) -> NDArray[np.int64]:
-        """What the model is fed for tokens at..at+window: the token before each; then zeros."""
-        inputs = np.zeros((len(rows), window), np.int64)
-        for k, row in enumerate(rows):
-            fed = row[max(at - 1, 0) : at + window - 1]
-            shift = 1 if at == 0 else 0
-            inputs[k, shift : shift + len(fed)] = fed
-        if at == 0:
-            inputs[:, 0] = self.package.start_token
-        return inputs
+        lanes = [_Encoding(self, chunk, afters) for chunk in chunks]
+        queue().run(lanes)
+        return [lane.encoders for lane in lanes]
 
     def decode(
         self, blobs: Sequence[bytes], sizes: Sequence[int], after: Mixer | None = None
@@ -122,18 +84,93 @@ class LmCodec:
         self, blobs: Sequence[bytes], sizes: Sequence[int], after: Mixer | None
     ) -> list[bytes | None]:
         start = after or self.mixer
-        mixers = None if start is None else [start] * len(blobs)
-        decoder = TokenDecoder(self.tokenizer.vocabulary, self.profile.table, blobs, sizes, mixers)
         engine = engine_for(self.package)
-        lanes = decoder.active
-        state = engine.start(len(lanes))
-        tokens = np.full(len(lanes), self.package.start_token, np.int64)
-        while len(lanes):
-            logits, state = engine.step(state, tokens)
-            tokens = decoder.step(logits)
-            active = decoder.active
-            if len(active) != len(lanes):
-                kept = np.flatnonzero(np.isin(lanes, active))
-                state, tokens = engine.select(state, kept), tokens[kept]
-            lanes = active
-        return decoder.chunks()
+        lanes = [
+            _Decoding(self, engine, blob, size, start)
+            for blob, size in zip(blobs, sizes, strict=True)
+        ]
+        queue().run(lanes)
+        return [lane.result for lane in lanes]
+
+
+class _Encoding(Work):
+    """One chunk behind some states; alone, for the model takes many tokens of it at once."""
+
+    def __init__(self, codec: LmCodec, chunk: bytes, afters: Sequence[Mixer | None]) -> None:
+        self._codec, self._chunk, self._afters = codec, chunk, afters
+        self._at = 0
+        self.encoders: list[TokenEncoder] = []
+
+    def _begin(self) -> None:
+        codec = self._codec
+        vocabulary, table = codec.tokenizer.vocabulary, codec.profile.table
+        self._tokens = vocabulary.tokenize(self._chunk)
+        # What the model is fed is the token before each.
+        self._inputs = np.empty(len(self._tokens), np.int64)
+        self._inputs[:1] = codec.package.start_token
+        self._inputs[1:] = self._tokens[:-1]
+        self._engine = engine_for(codec.package)
+        self._state = self._engine.start(1, sequence=True)
+        self.encoders = [
+            TokenEncoder(vocabulary, table, after or codec.mixer) for after in self._afters
+        ]
+
+    def advance(self, together: Sequence[Any], alone: bool) -> None:
+        if not self.encoders:
+            self._begin()
+        window = slice(self._at, self._at + ENCODE_WINDOW)
+        tokens = self._tokens[window]
+        if len(tokens):
+            inputs = np.ascontiguousarray(self._inputs[None, window])
+            logits, self._state = self._engine.sequence(self._state, inputs, alone=alone)
+            for encoder in self.encoders:
+                encoder.push(logits[0], tokens)
+        self._at += ENCODE_WINDOW
+        self.done = self._at >= len(self._tokens)
+
+
+class _Decoding(Work):
+    """One chunk; advances with others of the same engine."""
+
+    most = LANES
+
+    def __init__(
+        self, codec: LmCodec, engine: Any, blob: bytes, size: int, start: Mixer | None
+    ) -> None:
+        self.group = self._engine = engine
+        self._codec, self._blob, self._size, self._start = codec, blob, size, start
+        self._decoder: TokenDecoder | None = None
+        self._token = codec.package.start_token
+        self.result: bytes | None = None
+
+    def _begin(self) -> None:
+        if self._decoder is None:
+            self._decoder = TokenDecoder(
+                self._codec.tokenizer.vocabulary, self._codec.profile.table, [self._blob],
+                [self._size], None if self._start is None else [self._start],
+            )  # fmt: skip
+            self._state = self._engine.start(1)
+
+    def advance(self, together: Sequence[_Decoding], alone: bool) -> None:
+        for lane in together:
+            lane._begin()
+        lanes = [lane for lane in together if not lane._end()]
+        if not lanes:
+            return
+        state = self._engine.join([lane._state for lane in lanes])
+        tokens = np.array([lane._token for lane in lanes], np.int64)
+        decoders = [lane._decoder for lane in lanes]
+        steps = max(1, SLICE_TOKENS // len(lanes))
+        state = self._engine.decode(state, decoders, tokens, steps, alone=alone)
+        for k, lane in enumerate(lanes):
+            lane._token = int(tokens[k])
+            lane._state = self._engine.select(state, np.array([k]))
+            lane._end()
+
+    def _end(self) -> bool:
+        assert self._decoder is not None
+        if not len(self._decoder.active):
+            (self.result,) = self._decoder.chunks()
+            self._decoder = None  # and with it the mixer
+            self.done = True
+        return self.done

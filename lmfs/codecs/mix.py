@@ -7,12 +7,61 @@ coder profile's. FORMAT.md, "mix chunks". Codecs are thread-safe.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from lmfs.codecs.threads import in_parallel
+from lmfs.codecs.threads import Work, queue
 from lmfs.errors import DamagedError
 from lmfs.models.package import ModelPackage
-from lmfs.native import Mixer
+from lmfs.native import MixDecoder, MixEncoder, Mixer
 from lmfs.profile import CoderProfile
+
+SLICE_TOKENS = 2048  # some 7 ms
+
+
+class _Lane(Work):
+    """One chunk behind a state; copies it with its first slice if others use it as well."""
+
+    def __init__(self, mixer: Mixer, *, own: bool = False) -> None:
+        self._mixer, self._own = mixer, own
+        self._coder: MixEncoder | MixDecoder | None = None
+
+    def _start(self, mixer: Mixer) -> MixEncoder | MixDecoder:
+        raise NotImplementedError
+
+    def advance(self, together: Sequence[Any], alone: bool) -> None:
+        if self._coder is None:
+            self._coder = self._start(self._mixer if self._own else self._mixer.copy())
+        if not self._coder.go_on(SLICE_TOKENS):
+            self.result = self._end(self._coder)
+            self._coder = None  # and with it the copy
+            self.done = True
+
+    def _end(self, coder: Any) -> bytes | None:
+        raise NotImplementedError
+
+
+class _Encoding(_Lane):
+    def __init__(self, mixer: Mixer, chunk: bytes) -> None:
+        super().__init__(mixer)
+        self._chunk = chunk
+
+    def _start(self, mixer: Mixer) -> MixEncoder:
+        return MixEncoder(mixer, self._chunk)
+
+    def _end(self, coder: MixEncoder) -> bytes:
+        return coder.finish()
+
+
+class _Decoding(_Lane):
+    def __init__(self, mixer: Mixer, blob: bytes, size: int, *, own: bool = False) -> None:
+        super().__init__(mixer, own=own)
+        self._blob, self._size = blob, size
+
+    def _start(self, mixer: Mixer) -> MixDecoder:
+        return MixDecoder(mixer, self._blob, self._size)
+
+    def _end(self, coder: MixDecoder) -> bytes | None:
+        return coder.chunk()
 
 
 class MixCodec:
@@ -28,22 +77,28 @@ class MixCodec:
         return self._start.copy()
 
     def encode(self, chunks: Sequence[bytes], after: Mixer | None = None) -> list[bytes]:
-        start = after or self._start
-        return in_parallel(lambda chunk: start.copy().encode(chunk), chunks)
+        lanes = [_Encoding(after or self._start, chunk) for chunk in chunks]
+        queue().run(lanes)
+        return [lane.result or b"" for lane in lanes]
 
     def decode(
         self, blobs: Sequence[bytes], sizes: Sequence[int], after: Mixer | None = None
     ) -> list[bytes]:
-        start = after or self._start
-
-        def decode(lane: tuple[bytes, int]) -> bytes:
-            return self.go_on(start.copy(), *lane)
-
-        return in_parallel(decode, zip(blobs, sizes, strict=True))
+        lanes = [
+            _Decoding(after or self._start, blob, size)
+            for blob, size in zip(blobs, sizes, strict=True)
+        ]
+        queue().run(lanes)
+        return [_whole(lane.result) for lane in lanes]
 
     def go_on(self, mixer: Mixer, blob: bytes, size: int) -> bytes:
         """The chunk; the mixer has then seen it. raises: DamagedError, the mixer being spoilt"""
-        chunk = mixer.decode(blob, size)
-        if chunk is None:
-            raise DamagedError("a chunk's coded bytes do not decode")
-        return chunk
+        lane = _Decoding(mixer, blob, size, own=True)
+        queue().run([lane])
+        return _whole(lane.result)
+
+
+def _whole(chunk: bytes | None) -> bytes:
+    if chunk is None:
+        raise DamagedError("a chunk's coded bytes do not decode")
+    return chunk

@@ -11,8 +11,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING
 
+from lmfs.codecs.threads import Turn
+
 if TYPE_CHECKING:
     from lmfs.native import Mixer
+
+STATE_BYTES = 5 << 19  # of a mixer behind 256 KiB
 
 
 class Primer:
@@ -30,7 +34,7 @@ class Primer:
         self._chunks: dict[int, bytes] = {}
         self._unseen: list[bytes] = []  # known, but not yet seen by the mixer
         self._lock = threading.Lock()
-        self.growing = threading.RLock()  # held by whoever decodes what is to be fed
+        self.growing = Turn()  # of whoever decodes what is to be fed
 
     def wants(self, start: int) -> bool:
         """Whether the chunk that begins at `start` is the next one to `feed`."""
@@ -76,12 +80,17 @@ class Primer:
         """Whether everything is known that the chunk at `start` follows."""
         return self.complete or start == self.end
 
+    @property
+    def used_bytes(self) -> int:
+        """Of memory, about."""
+        return self.end + (STATE_BYTES if self._mixer is not None else 0)
+
 
 class RecentPrimers:
-    """The primers used last, of any files: their states are some megabytes each."""
+    """The primers used last, of files that are open: at most so many bytes, and the last one."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
         self._primers: OrderedDict[Hashable, Primer] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -91,7 +100,8 @@ class RecentPrimers:
             primer = self._primers.get(key) or make()
             self._primers[key] = primer
             self._primers.move_to_end(key)
-            while len(self._primers) > self._most:
+            # They grow while they are used: all are counted anew.
+            while len(self._primers) > 1 and self._used_bytes() > self.max_bytes:
                 self._primers.popitem(last=False)
             return primer
 
@@ -100,5 +110,19 @@ class RecentPrimers:
         with self._lock:
             self._primers.clear()
 
+    def forget(self, key: Hashable) -> None:
+        """Drop the primer of this key, if it is here."""
+        with self._lock:
+            self._primers.pop(key, None)
 
-recent_primers = RecentPrimers(16)
+    @property
+    def used_bytes(self) -> int:
+        """Of memory, about."""
+        with self._lock:
+            return self._used_bytes()
+
+    def _used_bytes(self) -> int:
+        return sum(primer.used_bytes for primer in self._primers.values())
+
+
+recent_primers = RecentPrimers(48 << 20)

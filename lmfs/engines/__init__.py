@@ -6,7 +6,7 @@ Owns: which engine this process uses, one a model; loading it costs nothing unti
                         architecture; elsewhere ort is
     LMFS_ENGINE=ort      ONNX Runtime on the processor
     LMFS_ENGINE=cuda     ONNX Runtime on a GPU
-    LMFS_THREADS=N       threads of an engine; as many as this process has processors if unset
+    LMFS_THREADS=N       threads (lmfs.codecs.threads)
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..codecs.threads import thread_count
 from ..errors import EngineError
 from ..models.package import ModelPackage
 from ..types import Engine
 
-ENGINE_VARIABLE, THREADS_VARIABLE = "LMFS_ENGINE", "LMFS_THREADS"
+ENGINE_VARIABLE = "LMFS_ENGINE"
 ENGINES = ("native", "ort", "cuda")
-MAX_THREADS = 256
 
 _engines: dict[bytes, Any] = {}
 _lock = threading.Lock()
@@ -61,19 +61,10 @@ def _make(package: ModelPackage) -> Any:
         raise EngineError(
             "unknown engine", where=ENGINE_VARIABLE, expected=" or ".join(ENGINES), got=name
         )
-    threads = _threads()
+    threads = thread_count()
     if name == "native":
         return native.NativeEngine(package, threads=threads)
     from . import ort  # loads onnxruntime: only where it must run
 
     providers = ort.cuda_providers() if name == "cuda" else [ort.CPU]
     return ort.OrtEngine(package, providers=providers, threads=threads)
-
-
-def _threads() -> int:
-    text = os.environ.get(THREADS_VARIABLE) or str(len(os.sched_getaffinity(0)))
-    if not text.isdecimal() or not 1 <= int(text) <= MAX_THREADS:
-        raise EngineError(
-            "number of threads", where=THREADS_VARIABLE, expected=f"1 to {MAX_THREADS}", got=text
-        )
-    return int(text)

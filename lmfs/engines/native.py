@@ -11,6 +11,7 @@ LMFS_ISA names the instruction set (lmfs.native.usable_isas); the best one is th
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from ..errors import EngineError, ModelError
 from ..models.package import ModelPackage
 from ..models.weights import read_weights
-from ..native import Engine, Lanes, usable_isas
+from ..native import Engine, Lanes, TokenDecoder, advance, usable_isas
 
 ARCHITECTURES = ("gated-recurrence-1",)
 ISA_VARIABLE = "LMFS_ISA"
@@ -82,12 +83,28 @@ class NativeEngine:
         return state.logits[:, 0], state
 
     def sequence(
-        self, state: LaneState, tokens: NDArray[np.int64]
+        self, state: LaneState, tokens: NDArray[np.int64], *, alone: bool = False
     ) -> tuple[NDArray[np.int16], LaneState]:
         """tokens (lanes, time) -> logits (lanes, time, vocab); same state."""
         logits = np.empty((*tokens.shape, self.vocab), np.int16)
-        self.core.run(state.lanes, np.ascontiguousarray(tokens), logits)
+        self.core.run(state.lanes, np.ascontiguousarray(tokens), logits, alone)
         return logits, state
+
+    def decode(
+        self,
+        state: LaneState,
+        decoders: Sequence[TokenDecoder],
+        tokens: NDArray[np.int64],
+        steps: int,
+        *,
+        alone: bool = False,
+    ) -> LaneState:
+        """Steps of all lanes and their decoders; see lmfs.types.Engine."""
+        advance(self.core, state.lanes, decoders, tokens, steps, alone)
+        return state
+
+    def join(self, states: Sequence[LaneState]) -> LaneState:
+        return LaneState(Lanes.join([state.lanes for state in states]))
 
     def select(self, state: LaneState, lanes: NDArray[np.int64]) -> LaneState:
         return LaneState(state.lanes.select(np.ascontiguousarray(lanes)))

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ..errors import EngineError, ModelError
 from ..models.package import ModelPackage
+from ..native import TokenDecoder
 
 try:
     import onnxruntime
@@ -137,7 +138,7 @@ class OrtEngine:
         return state.advance(tokens), state
 
     def sequence(
-        self, state: LaneState, tokens: NDArray[np.int64]
+        self, state: LaneState, tokens: NDArray[np.int64], *, alone: bool = False
     ) -> tuple[NDArray[np.int16], LaneState]:
         """tokens (lanes, time) -> logits (lanes, time, vocab), and the state after them."""
         names = list(state.arrays)
@@ -145,6 +146,31 @@ class OrtEngine:
             ["logits", *(name + NEXT for name in names)], {"tokens": tokens, **state.arrays}
         )
         return outputs[0], LaneState(self, dict(zip(names, outputs[1:], strict=True)))
+
+    def decode(
+        self,
+        state: LaneState,
+        decoders: Sequence[TokenDecoder],
+        tokens: NDArray[np.int64],
+        steps: int,
+        *,
+        alone: bool = False,
+    ) -> LaneState:
+        """Steps of all lanes and their decoders; see lmfs.types.Engine. A session's threads are
+        its own: `alone` changes nothing."""
+        for _ in range(steps):
+            logits, state = self.step(state, tokens)
+            for k, decoder in enumerate(decoders):
+                tokens[k] = decoder.step(logits[k : k + 1])[0]
+            if not all(len(decoder.active) for decoder in decoders):
+                break
+        return state
+
+    def join(self, states: Sequence[LaneState]) -> LaneState:
+        names = states[0].arrays
+        return LaneState(
+            self, {name: np.concatenate([one.arrays[name] for one in states]) for name in names}
+        )
 
     def select(self, state: LaneState, lanes: NDArray[np.int64]) -> LaneState:
         return LaneState(self, {name: array[lanes] for name, array in state.arrays.items()})

@@ -172,6 +172,11 @@ class Chunks:
         largest = max((m.header.chunk_size for m in members), default=1)
         self._batch_chunks = max(1, min(BATCH_CHUNKS, BATCH_BYTES // largest))
 
+    def close(self) -> None:
+        """Give back what is kept for this file; whoever still decodes it computes that again."""
+        for number in range(len(self._members)):
+            recent_primers.forget((self._key, number))
+
     def __len__(self) -> int:
         return len(self.sizes)
 

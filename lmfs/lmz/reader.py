@@ -1,30 +1,33 @@
 """Reads a container at any offset.
 
-Owns: members, the mapping of offsets to chunks, decoding ahead, and verifying. Needs a file that
-can seek (`stream` reads the others). `pread`, `read_chunks` and the properties are for any
-thread; `read`, `seek` and `tell` share one position and are for one thread at a time.
+Owns: members, the mapping of offsets to chunks, who waits for which chunk (each is decoded once,
+for all who want it), and verifying. Needs a file that can seek (`stream` reads the others).
+`pread`, `read_chunks` and the properties are for any thread; `read`, `seek` and `tell` share one
+position and are for one thread at a time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from blake3 import blake3
 
+from lmfs.codecs.threads import Cancelled, Priority, Urgency, current_urgency, working
 from lmfs.container import CHECKSUM_BYTES, Kind, checksum
-from lmfs.errors import DamagedError, FormatError, UsageError
+from lmfs.errors import DamagedError, FormatError, LmfsError, UsageError
+from lmfs.lmz.ahead import Streams, pool
 from lmfs.lmz.cache import ChunkCache
 from lmfs.lmz.members import Chunks, Member, read_members
 from lmfs.lmz.source import FileSource
 
-READ_AHEAD_CHUNKS = 32
 DEFAULT_CACHE_BYTES = 32 * 1024 * 1024
 
 _reader_numbers = itertools.count()
@@ -70,9 +73,10 @@ class LmzReader(io.BufferedIOBase):
         self._where = self.name or None
         self._chunks = Chunks(self._source, self._members, model_search)
         self._position = 0
-        self._decoding = threading.Lock()
-        self._expected_chunk = -1
-        self._ahead_chunks = 1
+        self._lock = threading.Lock()  # of what follows
+        self._streams = Streams()
+        self._pending: dict[int, _Pending] = {}
+        self._users = 1  # we, until we are closed, and whoever decodes ahead
 
     def _check_kind(self, store_id: bytes | None) -> None:
         where = self._source.name or None
@@ -167,40 +171,98 @@ class LmzReader(io.BufferedIOBase):
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _load(self, wanted: Sequence[int]) -> list[bytes]:
-        """Chunks that follow each other, from the cache or decoded, and more behind them."""
+        """Chunks that follow each other, from the cache or decoded; begins those behind them."""
+        urgency = current_urgency()
         found = self._cache.find(self._number, wanted)
-        if len(found) < len(wanted):
-            # One at a time: whoever waits here mostly finds its chunk decoded ahead.
-            with self._decoding:
-                for i in wanted:
-                    if i not in found and self._cache.holds(self._number, i):
-                        found.update(self._cache.find(self._number, [i]))
-                missing = [i for i in wanted if i not in found]
-                if missing:
-                    batch = self._with_read_ahead(missing)
-                    for i, chunk in zip(batch, self._chunks.decode(batch), strict=True):
-                        if i in wanted:
-                            found[i] = _or_raise(chunk)
-                        if isinstance(chunk, bytes):
-                            self._cache.add(self._number, i, chunk)
+        own, others = self._claim([i for i in wanted if i not in found], urgency)
+        self._begin_ahead(wanted, urgency)
+        while own or others:
+            if own:
+                try:
+                    with working(urgency):
+                        decoded = self._chunks.decode(own)
+                except BaseException:
+                    self._deliver(dict.fromkeys(own))
+                    raise
+                chunks = dict(zip(own, decoded, strict=True))
+                self._deliver(chunks)
+                found.update((i, _or_raise(chunk)) for i, chunk in chunks.items())
+            given_up = []
+            for i, pending in others.items():
+                pending.ended.wait()
+                if pending.chunk is None:
+                    given_up.append(i)
+                else:
+                    found[i] = _or_raise(pending.chunk)
+            own, others = self._claim(given_up, urgency)
         return [found[i] for i in wanted]
 
-    def _with_read_ahead(self, missing: list[int]) -> list[int]:
-        """The missing chunks and, where reading has been sequential, some behind them."""
-        sequential = missing[0] == self._expected_chunk
-        self._ahead_chunks = min(2 * self._ahead_chunks, READ_AHEAD_CHUNKS) if sequential else 1
-        room = self._cache.max_bytes // 2
-        batch = list(missing)
-        room -= int(self._chunks.sizes[batch].sum())
-        following = missing[-1] + 1
-        while len(batch) < self._ahead_chunks and following < self.chunk_count:
-            room -= int(self._chunks.sizes[following])
-            if room < 0 or self._cache.holds(self._number, following):
-                break
-            batch.append(following)
-            following += 1
-        self._expected_chunk = following
-        return batch
+    def _claim(
+        self, missing: Sequence[int], urgency: Urgency
+    ) -> tuple[list[int], dict[int, _Pending]]:
+        """Which of these the caller is to decode, and which are being decoded or are there."""
+        own, others = [], {}
+        with self._lock:
+            for i in missing:
+                pending = self._pending.get(i)
+                if pending is None:
+                    pending = _Pending(urgency)
+                    # It may have come since the caller looked.
+                    come = self._cache.holds(self._number, i)
+                    chunk = self._cache.find(self._number, [i]).get(i) if come else None
+                    if chunk is None:
+                        self._pending[i] = pending
+                        own.append(i)
+                        continue
+                    pending.end(chunk)
+                pending.urgency.raise_to(urgency.priority)
+                others[i] = pending
+        return own, others
+
+    def _deliver(self, chunks: Mapping[int, bytes | DamagedError | None]) -> None:
+        """Give chunks, or None for what was given up, to all who wait for them."""
+        for i, chunk in chunks.items():
+            if isinstance(chunk, bytes):
+                self._cache.add(self._number, i, chunk)
+            with self._lock:
+                pending = self._pending.pop(i)
+            pending.end(chunk)
+
+    def _begin_ahead(self, wanted: Sequence[int], urgency: Urgency) -> None:
+        """Where reading has been sequential, begin to decode what is behind these chunks."""
+        # Two batches, that which is read and that which is decoded, and as much for others.
+        most = self._cache.max_bytes // 4 // int(self._chunks.sizes[wanted[0]])
+        with self._lock:
+            for i in self._streams.follow(wanted[0], wanted[-1] + 1, most):
+                if i >= self.chunk_count:
+                    break
+                if i in self._pending or self._cache.holds(self._number, i):
+                    continue
+                ahead = Urgency(max(urgency.priority, Priority.AHEAD))
+                self._pending[i] = pending = _Pending(ahead, is_ahead=True)
+                self._users += 1
+                pool().submit(self._decode_ahead, i, pending)
+
+    def _decode_ahead(self, i: int, pending: _Pending) -> None:
+        chunk: bytes | DamagedError | None = None
+        # Whoever wants the chunk meets the error by trying it, and then it has somebody to go to.
+        with contextlib.suppress(LmfsError, OSError, Cancelled):
+            try:
+                pending.urgency.check()
+                with working(pending.urgency):
+                    (chunk,) = self._chunks.decode([i])
+            finally:
+                self._deliver({i: chunk})
+                self._leave()
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users:
+                return
+        self._source.close()
+        self._chunks.close()
+        self._cache.forget(self._number)
 
     def verify(self, progress: Callable[[int], None] | None = None) -> None:
         """Decode everything, past the cache, and compare with what the container says of it.
@@ -285,14 +347,31 @@ class LmzReader(io.BufferedIOBase):
         return len(data)
 
     def close(self) -> None:
-        if not self.closed and hasattr(self, "_decoding"):
-            self._source.close()
-            self._cache.forget(self._number)
+        if not self.closed and hasattr(self, "_users"):
+            with self._lock:
+                for pending in self._pending.values():
+                    if pending.is_ahead:
+                        pending.urgency.cancel()
+            self._leave()
         super().close()
 
     def _check_open(self) -> None:
         if self.closed:
             raise ValueError("operation on a closed .lmz")
+
+
+class _Pending:
+    """A chunk that somebody decodes; `chunk` is None then if it was given up."""
+
+    def __init__(self, urgency: Urgency, *, is_ahead: bool = False) -> None:
+        self.urgency = urgency
+        self.is_ahead = is_ahead
+        self.ended = threading.Event()
+        self.chunk: bytes | DamagedError | None = None
+
+    def end(self, chunk: bytes | DamagedError | None) -> None:
+        self.chunk = chunk
+        self.ended.set()
 
 
 def _or_raise(chunk: bytes | DamagedError) -> bytes:

@@ -12,11 +12,14 @@ from lmfs.native._core import (
     PROBABILITY_BITS,
     Engine,
     Lanes,
+    MixDecoder,
+    MixEncoder,
     Mixer,
     MixerProfile,
     TokenDecoder,
     TokenEncoder,
     Vocabulary,
+    advance,
     usable_isas,
 )
 
@@ -24,10 +27,13 @@ __all__ = [
     "PROBABILITY_BITS",
     "Engine",
     "Lanes",
+    "MixDecoder",
+    "MixEncoder",
     "Mixer",
     "MixerProfile",
     "TokenDecoder",
     "TokenEncoder",
     "Vocabulary",
+    "advance",
     "usable_isas",
 ]

@@ -64,6 +64,26 @@ class Mixer:
     def adaptive(self) -> bytes:
         """What was learned of weights and maps, as in a MixerProfile's data."""
 
+class MixEncoder:
+    """`Mixer.encode` in slices; between them nobody else may use the mixer."""
+
+    def __init__(self, mixer: Mixer, chunk: bytes) -> None: ...
+    def go_on(self, tokens: int) -> bool:
+        """Code at most so many more; whether there are more still."""
+
+    def finish(self) -> bytes:
+        """The blob; to be asked for once, at the end."""
+
+class MixDecoder:
+    """`Mixer.decode` in slices; between them nobody else may use the mixer."""
+
+    def __init__(self, mixer: Mixer, blob: bytes, size: int) -> None: ...
+    def go_on(self, tokens: int) -> bool:
+        """Decode at most so many more; False at the end, and where the blob is found damaged."""
+
+    def chunk(self) -> bytes | None:
+        """The chunk; None before the end, and where the blob is not one that `encode` writes."""
+
 class TokenEncoder:
     """Codes one chunk.
 
@@ -133,6 +153,10 @@ class Lanes:
     def select(self, lanes: NDArray[np.int64]) -> Lanes:
         """Copies of these lanes, in this order; ValueError for one that is not here."""
 
+    @staticmethod
+    def join(parts: Sequence[Lanes]) -> Lanes:
+        """Copies of all their lanes, in this order; ValueError for none, or of other sizes."""
+
 class Engine:
     """A model of the architecture "gated-recurrence-1". Does not change; threads may share it.
 
@@ -165,11 +189,32 @@ class Engine:
     def start(self, lanes: int) -> Lanes:
         """Lanes before their first token."""
 
-    def run(self, lanes: Lanes, tokens: NDArray[np.int64], logits: NDArray[np.int16]) -> None:
+    def run(
+        self,
+        lanes: Lanes,
+        tokens: NDArray[np.int64],
+        logits: NDArray[np.int16],
+        alone: bool = False,
+    ) -> None:
         """tokens (lanes, time) move the lanes; logits (lanes, time, vocab) are written.
 
+        alone: by the calling thread only
         raises: ValueError for another shape or a token outside the vocabulary; nothing moved then
         """
+
+def advance(
+    engine: Engine,
+    lanes: Lanes,
+    decoders: Sequence[TokenDecoder],
+    tokens: NDArray[np.int64],
+    steps: int,
+    alone: bool,
+) -> int:
+    """At most `steps` steps of the lanes, each with a decoder of one lane; how many were done.
+
+    tokens: (lanes,) the last token of each; replaced by the newest
+    Ends where a lane does. raises: ValueError where these do not fit each other, or a lane is done
+    """
 
 def usable_isas() -> list[str]:
     """The instruction sets that engines can use here, the best first; the last is "portable"."""

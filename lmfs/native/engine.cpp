@@ -65,6 +65,19 @@ Lanes Lanes::select(const std::int64_t* lanes, std::size_t count) const {
     return chosen;
 }
 
+Lanes Lanes::join(const std::vector<const Lanes*>& parts) {
+    if (parts.empty()) throw std::invalid_argument("no lanes to join");
+    Lanes joined(parts.front()->h_size_);
+    for (const Lanes* part : parts) {
+        if (part->h_size_ != joined.h_size_)
+            throw std::invalid_argument("lanes of different engines");
+        joined.tokens_.insert(joined.tokens_.end(), part->tokens_.begin(), part->tokens_.end());
+        joined.h_.insert(joined.h_.end(), part->h_.begin(), part->h_.end());
+        joined.n_.insert(joined.n_.end(), part->n_.begin(), part->n_.end());
+    }
+    return joined;
+}
+
 namespace {
 
 const Isa& isa_of(std::string_view name) {
@@ -91,7 +104,7 @@ Engine::Engine(const Sizes& sizes, const Tensors& tensors, std::string_view isa,
 Engine::~Engine() = default;
 
 void Engine::run(Lanes& lanes, const std::int64_t* tokens, std::size_t time,
-                 std::int16_t* logits) {
+                 std::int16_t* logits, bool alone) {
     const auto vocab = static_cast<std::int64_t>(model_.sizes().vocab);
     for (std::size_t k = 0; k < lanes.size() * time; ++k)
         if (tokens[k] < 0 || tokens[k] >= vocab)
@@ -110,7 +123,7 @@ void Engine::run(Lanes& lanes, const std::int64_t* tokens, std::size_t time,
             if (team.members > 1) team.wait(team.context);
         }
     };
-    const std::size_t threads = workers_.threads();
+    const std::size_t threads = alone ? 1 : workers_.threads();
     if (lanes.size() < threads) {  // fewer than one each: they run them together
         const std::size_t most = std::min(threads, model_.sizes().width / kBlock);
         std::unique_ptr<Room> room = take_room(most);
@@ -126,12 +139,18 @@ void Engine::run(Lanes& lanes, const std::int64_t* tokens, std::size_t time,
     }
     const std::size_t share = (lanes.size() + threads - 1) / threads;
     const std::size_t count = std::min(share, std::max<std::size_t>(kRows / time, 1));
-    workers_.run((lanes.size() + count - 1) / count, [&](std::size_t group) {
+    const std::size_t groups = (lanes.size() + count - 1) / count;
+    const auto run_group = [&](std::size_t group) {
         const std::size_t first = group * count;
         std::unique_ptr<Room> room = take_room(1);
         run_lanes(first, std::min(count, lanes.size() - first), *room, {1, nullptr, nullptr}, 0);
         give_back(std::move(room));
-    });
+    };
+    if (threads > 1) {
+        workers_.run(groups, run_group);
+    } else {
+        for (std::size_t group = 0; group < groups; ++group) run_group(group);
+    }
 }
 
 std::unique_ptr<Engine::Room> Engine::take_room(std::size_t members) {

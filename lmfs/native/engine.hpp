@@ -45,6 +45,10 @@ public:
     // raises: std::invalid_argument for a lane that is not here
     Lanes select(const std::int64_t* lanes, std::size_t count) const;
 
+    // All lanes of these, in this order; they are of one engine.
+    // raises: std::invalid_argument where there are none, or their states differ in size
+    static Lanes join(const std::vector<const Lanes*>& parts);
+
     State from(std::size_t lane) {
         return {tokens_.data() + lane, h_.data() + lane * h_size_, n_.data() + lane * 2 * h_size_};
     }
@@ -69,8 +73,10 @@ public:
     std::size_t threads() const { return workers_.threads(); }
 
     // tokens: lanes x time; logits: lanes x time x vocab. The lanes are then after these tokens.
+    // alone: by the calling thread only, for the others have work of their own
     // raises: std::invalid_argument for a token that is not in the vocabulary; then nothing moved
-    void run(Lanes& lanes, const std::int64_t* tokens, std::size_t time, std::int16_t* logits);
+    void run(Lanes& lanes, const std::int64_t* tokens, std::size_t time, std::int16_t* logits,
+             bool alone = false);
 
 private:
     class Room;

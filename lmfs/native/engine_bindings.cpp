@@ -57,7 +57,13 @@ void make_engine(Engine* self, std::size_t vocab, std::size_t width, std::size_t
     new (self) Engine({vocab, width, layers, hidden, hash_rows}, tensors, isa, threads);
 }
 
-void run(Engine& self, Lanes& lanes, const Tokens& tokens, const Logits& logits) {
+Lanes join(const nb::sequence& parts) {
+    std::vector<const Lanes*> pointers;
+    for (nb::handle part : parts) pointers.push_back(&nb::cast<const Lanes&>(part));
+    return Lanes::join(pointers);
+}
+
+void run(Engine& self, Lanes& lanes, const Tokens& tokens, const Logits& logits, bool alone) {
     const std::size_t vocab = self.model().sizes().vocab;
     if (tokens.shape(0) != lanes.size())
         throw std::invalid_argument("tokens: expected " + std::to_string(lanes.size()) +
@@ -66,7 +72,7 @@ void run(Engine& self, Lanes& lanes, const Tokens& tokens, const Logits& logits)
         logits.shape(2) != vocab)
         throw std::invalid_argument("logits: expected (lanes, time, vocabulary)");
     nb::gil_scoped_release unlocked;
-    self.run(lanes, tokens.data(), tokens.shape(1), logits.data());
+    self.run(lanes, tokens.data(), tokens.shape(1), logits.data(), alone);
 }
 
 }  // namespace
@@ -79,7 +85,8 @@ void bind_engine(nb::module_& module) {
             [](const Lanes& self, const Indices& lanes) {
                 return self.select(lanes.data(), lanes.shape(0));
             },
-            nb::arg("lanes").noconvert());
+            nb::arg("lanes").noconvert())
+        .def_static("join", &join, "parts"_a);
 
     nb::class_<Engine>(module, "Engine")
         .def("__init__", &make_engine, nb::kw_only(), "vocab"_a, "width"_a, "layers"_a, "hidden"_a,
@@ -92,7 +99,8 @@ void bind_engine(nb::module_& module) {
                  return Lanes(self.model().sizes(), lanes);
              },
              "lanes"_a)
-        .def("run", &run, "lanes"_a, nb::arg("tokens").noconvert(), nb::arg("logits").noconvert());
+        .def("run", &run, "lanes"_a, nb::arg("tokens").noconvert(), nb::arg("logits").noconvert(),
+             "alone"_a = false);
 
     module.def("usable_isas", [] {
         std::vector<std::string> names;

@@ -27,6 +27,23 @@ nb::bytes adaptive_bytes(const Mixer& mixer) {
     return nb::bytes(reinterpret_cast<const char*>(&mixer.adaptive()), sizeof(mixing::Adaptive));
 }
 
+// A coder and the mixer that it goes on with. Python keeps the mixer alive.
+template <class Coder>
+struct OnMixer {
+    template <class... Arguments>
+    explicit OnMixer(SharedMixer& mixer, Arguments&&... arguments)
+        : mixer(mixer), coder(std::forward<Arguments>(arguments)...) {}
+
+    bool go_on(std::size_t most) {
+        nb::gil_scoped_release unlocked;
+        const std::lock_guard<std::mutex> lock(mixer.mutex);
+        return coder.go_on(mixer.mixer, most);
+    }
+
+    SharedMixer& mixer;
+    Coder coder;
+};
+
 }  // namespace
 
 Mixer SharedMixer::copy() const {
@@ -96,6 +113,35 @@ void bind_mixer(nb::module_& module) {
             },
             "blob"_a, "size"_a)
         .def("adaptive", [](const SharedMixer& self) { return adaptive_bytes(self.copy()); });
+
+    using Encoder = OnMixer<MixEncoder>;
+    nb::class_<Encoder>(module, "MixEncoder")
+        .def(
+            "__init__",
+            [](Encoder* self, SharedMixer& mixer, const nb::bytes& chunk) {
+                new (self) Encoder(mixer, mixer.mixer.vocabulary(), view(chunk));
+            },
+            "mixer"_a, "chunk"_a, nb::keep_alive<1, 2>())
+        .def("go_on", &Encoder::go_on, "tokens"_a)
+        .def("finish", [](Encoder& self) {
+            const std::vector<std::uint8_t> blob = self.coder.finish();
+            return nb::bytes(blob.data(), blob.size());
+        });
+
+    using Decoder = OnMixer<MixDecoder>;
+    nb::class_<Decoder>(module, "MixDecoder")
+        .def(
+            "__init__",
+            [](Decoder* self, SharedMixer& mixer, const nb::bytes& blob, std::size_t size) {
+                new (self) Decoder(mixer, std::string(view(blob)), size);
+            },
+            "mixer"_a, "blob"_a, "size"_a, nb::keep_alive<1, 2>())
+        .def("go_on", &Decoder::go_on, "tokens"_a)
+        .def("chunk", [](const Decoder& self) -> nb::object {
+            const std::optional<std::string_view> chunk = self.coder.chunk();
+            if (!chunk) return nb::none();
+            return nb::bytes(chunk->data(), chunk->size());
+        });
 }
 
 }  // namespace lmfs

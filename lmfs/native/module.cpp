@@ -13,6 +13,7 @@
 #include <mutex>
 #include <utility>
 
+#include "engine.hpp"
 #include "engine_bindings.hpp"
 #include "mixer_bindings.hpp"
 #include "token_coder.hpp"
@@ -28,6 +29,7 @@ using lmfs::Vocabulary;
 
 using Logits = nb::ndarray<const std::int16_t, nb::ndim<2>, nb::device::cpu>;
 using Tokens = nb::ndarray<const std::uint16_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using LastTokens = nb::ndarray<std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Table = nb::ndarray<const std::uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 std::string_view view(const nb::bytes& bytes) {
@@ -112,6 +114,38 @@ void make_decoder(Decoder* self, std::shared_ptr<Vocabulary> vocabulary, const T
             own.push_back(nb::cast<const lmfs::SharedMixer&>(mixer).copy());
     new (self) Decoder(std::move(vocabulary), to_table(table), std::move(copies), numbers,
                        std::move(own));
+}
+
+// Steps of an engine and of decoders of one lane each, together: at most `steps` of them, fewer
+// where a lane ends. `tokens` holds the last ones, and then the new ones.
+std::size_t advance(lmfs::engine::Engine& engine, lmfs::engine::Lanes& lanes,
+                    const nb::sequence& decoders, const LastTokens& tokens, std::size_t steps,
+                    bool alone) {
+    std::vector<Decoder*> lane_decoders;
+    for (nb::handle decoder : decoders) lane_decoders.push_back(&nb::cast<Decoder&>(decoder));
+    const std::size_t count = lanes.size(), vocab = engine.model().sizes().vocab;
+    if (lane_decoders.size() != count || tokens.shape(0) != count)
+        throw std::invalid_argument("as many decoders and tokens as lanes are needed");
+    nb::gil_scoped_release unlocked;
+    for (Decoder* decoder : lane_decoders) {
+        const std::lock_guard<std::mutex> lock(decoder->mutex);
+        if (decoder->active().size() != 1 || decoder->vocabulary().size() != vocab)
+            throw std::invalid_argument("a decoder of one lane of this vocabulary is needed");
+    }
+    std::vector<std::int16_t> logits(count * vocab);
+    bool ended = false;
+    std::size_t done = 0;
+    for (; done < steps && !ended; ++done) {
+        engine.run(lanes, tokens.data(), 1, logits.data(), alone);
+        for (std::size_t k = 0; k < count; ++k) {
+            Decoder& decoder = *lane_decoders[k];
+            const std::lock_guard<std::mutex> lock(decoder.mutex);
+            const LogitRows rows{logits.data() + k * vocab, static_cast<std::ptrdiff_t>(vocab)};
+            tokens.data()[k] = decoder.step(rows).front();
+            ended = ended || decoder.active().empty();
+        }
+    }
+    return done;
 }
 
 }  // namespace
@@ -239,4 +273,7 @@ NB_MODULE(_core, module) {
 
     lmfs::bind_engine(module);
     lmfs::bind_mixer(module);
+
+    module.def("advance", &advance, "engine"_a, "lanes"_a, "decoders"_a,
+               nb::arg("tokens").noconvert(), "steps"_a, "alone"_a);
 }

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -196,36 +197,101 @@ private:
     std::vector<std::int64_t> active_;
 };
 
-// One chunk without a model: the mixer goes on behind it.
+// One chunk without a model, some tokens at a time: the mixer, which whoever calls lends each time,
+// goes on behind it.
+class MixEncoder {
+public:
+    MixEncoder(const Vocabulary& vocabulary, std::string_view chunk)
+        : tokens_(vocabulary.tokenize(chunk)) {}
+
+    // Whether there is more to do.
+    bool go_on(Mixer& mixer, std::size_t most) {
+        const std::size_t end = at_ + std::min(most, tokens_.size() - at_);
+        for (; at_ < end; ++at_) {
+            const std::size_t token = tokens_[at_];
+            mixer.token(nullptr, [&](std::size_t other, std::uint32_t p1, bool guess) {
+                const bool bit = guess ? token == other : token >= other;
+                coder_.encode(bit, p1);
+                return bit;
+            });
+        }
+        return at_ < tokens_.size();
+    }
+
+    // To be called once, at the end.
+    std::vector<std::uint8_t> finish() { return coder_.finish(); }
+
+private:
+    std::vector<std::uint16_t> tokens_;
+    RangeEncoder coder_;
+    std::size_t at_ = 0;
+};
+
+// Likewise, back.
+class MixDecoder {
+public:
+    MixDecoder(std::string blob, std::size_t size)
+        : blob_(std::move(blob)),
+          coder_(reinterpret_cast<const std::uint8_t*>(blob_.data()), blob_.size()),
+          size_(size) {}
+
+    MixDecoder(const MixDecoder&) = delete;
+    MixDecoder& operator=(const MixDecoder&) = delete;
+
+    // Whether there is more to do.
+    bool go_on(Mixer& mixer, std::size_t most) {
+        for (; most > 0 && !damaged_ && chunk_.size() < size_; --most) {
+            if (coder_.damaged()) {
+                damaged_ = true;
+                break;
+            }
+            const std::size_t token = mixer.token(
+                nullptr, [&](std::size_t, std::uint32_t p1, bool) { return coder_.decode(p1); });
+            const std::string_view spelling = mixer.vocabulary().spelling(token);
+            if (mixer.contradicts() || spelling.size() > size_ - chunk_.size()) {
+                damaged_ = true;
+                break;
+            }
+            chunk_.append(spelling);
+            tokens_.push_back(static_cast<std::uint16_t>(token));
+        }
+        if (!damaged_ && chunk_.size() < size_) return true;
+        // A mixer primed with the chunk's bytes must be this one: hence only one way to spell them.
+        if (!damaged_ && !(coder_.ends_here() && mixer.vocabulary().tokenize(chunk_) == tokens_))
+            damaged_ = true;
+        ended_ = true;
+        return false;
+    }
+
+    // The chunk, or nothing where it has not come to its end, or the blob is not the one that
+    // MixEncoder makes of it.
+    std::optional<std::string_view> chunk() const {
+        if (!ended_ || damaged_) return std::nullopt;
+        return chunk_;
+    }
+
+private:
+    std::string blob_;  // the coder points into it
+    RangeDecoder coder_;
+    std::size_t size_;
+    std::string chunk_;
+    std::vector<std::uint16_t> tokens_;
+    bool damaged_ = false;
+    bool ended_ = false;
+};
+
 inline std::vector<std::uint8_t> encode_with(Mixer& mixer, std::string_view chunk) {
-    RangeEncoder coder;
-    for (const std::size_t token : mixer.vocabulary().tokenize(chunk))
-        mixer.token(nullptr, [&](std::size_t other, std::uint32_t p1, bool guess) {
-            const bool bit = guess ? token == other : token >= other;
-            coder.encode(bit, p1);
-            return bit;
-        });
-    return coder.finish();
+    MixEncoder encoder(mixer.vocabulary(), chunk);
+    encoder.go_on(mixer, static_cast<std::size_t>(-1));
+    return encoder.finish();
 }
 
-// The chunk, or nothing where the blob is not the one that encode_with() makes of it.
 inline std::optional<std::string> decode_with(Mixer& mixer, std::string_view blob,
                                               std::size_t size) {
-    RangeDecoder coder(reinterpret_cast<const std::uint8_t*>(blob.data()), blob.size());
-    std::string chunk;
-    std::vector<std::uint16_t> tokens;
-    while (chunk.size() < size) {
-        if (coder.damaged()) return std::nullopt;
-        const std::size_t token = mixer.token(
-            nullptr, [&](std::size_t, std::uint32_t p1, bool) { return coder.decode(p1); });
-        const std::string_view spelling = mixer.vocabulary().spelling(token);
-        if (mixer.contradicts() || spelling.size() > size - chunk.size()) return std::nullopt;
-        chunk.append(spelling);
-        tokens.push_back(static_cast<std::uint16_t>(token));
-    }
-    // A mixer primed with the chunk's bytes must be this one: hence only one way to spell them.
-    if (!coder.ends_here() || mixer.vocabulary().tokenize(chunk) != tokens) return std::nullopt;
-    return chunk;
+    MixDecoder decoder(std::string(blob), size);
+    decoder.go_on(mixer, static_cast<std::size_t>(-1));
+    const std::optional<std::string_view> chunk = decoder.chunk();
+    return chunk ? std::optional<std::string>(*chunk) : std::nullopt;
 }
 
 }  // namespace lmfs

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import blake3
 
+from ..codecs.threads import Priority, Urgency, working
 from ..container import DEFAULT_CHUNK_SIZE
 from ..errors import BusyError, DamagedError, LmfsError, VerifyError
 from ..lmz import ChunkCache, LmzReader, LmzWriter
@@ -91,7 +92,8 @@ def freeze(
                     raise _Unfit("frozen already")
             _check_sparse(source)
             with Replacement(source, marks, facts.inode) as new:
-                digest = _encode(source, new.fd, chooser, chunk_size, progress)
+                with working(Urgency(Priority.BACKGROUND)):
+                    digest = _encode(source, new.fd, chooser, chunk_size, progress)
                 if model is not None and _uses_model(new, marks):
                     store.pin_model(model.id, model.path)
                 own = {FROZEN_MARK: frozen_mark(store.id, source.status.st_size)}
@@ -234,7 +236,8 @@ def _uses_model(new: Replacement, marks: Marks) -> bool:
 def _verify_frozen(marks: Marks, path: str, new: Replacement, digest: bytes) -> None:
     try:
         with _read_back(new, marks) as reader:
-            reader.verify()
+            with working(Urgency(Priority.BACKGROUND)):
+                reader.verify()
             (member,) = reader.members
             # The state was perhaps at hand: what counts is that the disk has the text.
             for shared_id in {c.shared_id for c in member.codings if c.shared_id is not None}:
