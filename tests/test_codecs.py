@@ -182,3 +182,24 @@ def test_text_cut_inside_a_character_looks_like_text():
     russian = "Съешь же ещё этих мягких французских булок".encode()
     assert looks_like_text(russian[1:-1])
     assert not looks_like_text(russian.decode().encode("koi8-r"))
+
+
+class Sparing(Recorder):
+    """Makes only these chunks small."""
+
+    def __init__(self, *small: bytes) -> None:
+        super().__init__()
+        self.small = small
+
+    def encode_after(self, chunks, afters):
+        return [[b"tiny" if chunk in self.small else chunk] * len(afters) for chunk in chunks]
+
+
+@pytest.mark.parametrize(("chunks", "small", "level"), [(8, 2, 6), (8, 1, 6), (7, 1, 6), (8, 1, 8)])
+def test_the_model_does_not_code_a_few_of_many_chunks(tiny, text, chunks, small, level):
+    chooser = Chooser(tiny, level)
+    texts = [text[i * 600 : (i + 1) * 600] for i in range(chunks)]
+    chooser._lm = Sparing(*texts[:small])
+    numbers = [number for number, _ in choose(chooser, texts)]
+    coded = sum(chooser.codings[number].codec is CodecId.LM for number in numbers)
+    assert coded == (0 if (chunks, small, level) == (8, 1, 6) else small)

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 MIN_PREDICTED_BYTES = 256
 # With a model, a chunk follows its file's beginning only if that saves so much.
 MIN_PRIMER_GAIN = 0.01
+# Where the model would code fewer of so many chunks than this share, it codes none: who reads such
+# a text, a log mostly, is not to wait for the model because of its first chunk.
+MIN_MODEL_CHUNKS, MIN_MODEL_SHARE = 8, 0.25
 # Of text, at most this share is neither printable ASCII nor valid UTF-8 (old 8-bit texts pass).
 MAX_STRANGE = 0.10
 
@@ -149,6 +152,7 @@ class Chooser:
             offer(i, _MIX, blob)
         if self._lm is None:
             return best
+        without_model = list(best)
         worth = [i for i in texts if len(best[i][1]) >= self._level.model_from * len(chunks[i])]
         for trial, afters in (
             ([i for i in worth if i not in primed], [None]),
@@ -164,6 +168,10 @@ class Chooser:
                 number, blob = (_LM_PRIMED, lane[-1]) if follow else (_LM, lane[0])
                 if len(blob) <= most:
                     offer(i, number, blob)
+        if self._level.model_gain and len(texts) >= MIN_MODEL_CHUNKS:
+            modelled = [i for i in texts if best[i][0] in (_LM, _LM_PRIMED)]
+            if len(modelled) < MIN_MODEL_SHARE * len(texts):
+                return without_model
         return best
 
 
