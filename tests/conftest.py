@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import importlib.util
 import pathlib
+import sys
 from collections.abc import Iterator
 
 import pytest
 from backing import Backing
 
+import lmfs.cli
 from lmfs.models.package import ModelPackage
 from lmfs.vfs import Vfs
 
@@ -58,3 +60,21 @@ def vfs(backing: Backing) -> Iterator[Vfs]:
     vfs = Vfs(backing.store)
     yield vfs
     vfs.close()
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a command in this process: (exit code, output, messages)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["lmfs", *map(str, arguments)])
+        try:
+            lmfs.cli.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return code, captured.out, captured.err
+
+    return run

@@ -21,24 +21,6 @@ from lmfs.store.marks import State
 DATA = text(20 * CHUNK + 5)
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs a command in this process: (exit code, output, messages)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["lmfs", *map(str, arguments)])
-        try:
-            lmfs.cli.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return code, captured.out, captured.err
-
-    return run
-
-
 class TestHelp:
     def test_version(self, run):
         code, out, _ = run("--version")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import sys
 import threading
 
 import pytest
@@ -24,24 +23,6 @@ from lmfs.store.marks import FROZEN_MARK, State
 from lmfs.store.repair import Repair
 
 DATA = text(20 * CHUNK + 5)
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs a command in this process: (exit code, output, messages)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["lmfs", *map(str, arguments)])
-        try:
-            lmfs.cli.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return code, captured.out, captured.err
-
-    return run
 
 
 def check(backing, *, deep=True) -> list[Finding]:

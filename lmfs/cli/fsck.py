@@ -20,12 +20,13 @@ from .progress import ByteProgress
 
 app = typer.Typer()
 
+Target = Annotated[str, typer.Argument(help="A store, or a part of it, mounted or not.")]
 CLEAN, REPAIRED, ERRORS_LEFT, NOT_DONE, CANCELLED = 0, 1, 4, 8, 32
 
 
 @app.command(name="fsck")
 def command(
-    path: Annotated[str, typer.Argument(help="A store, or a part of it, mounted or not.")],
+    path: Target,
     deep: Annotated[
         bool, typer.Option("--deep", help="Decode every frozen file and compare its bytes.")
     ] = False,

@@ -12,14 +12,14 @@ from ..store.locate import locate
 from ..store.marks import Marks
 from ..store.repair import Repair
 from . import message
-from .fsck import CLEAN, ERRORS_LEFT, REPAIRED, check_place, guarded, plain, show
+from .fsck import CLEAN, ERRORS_LEFT, REPAIRED, Target, check_place, guarded, plain, show
 
 app = typer.Typer()
 
 
 @app.command(name="repair")
 def command(
-    path: Annotated[str, typer.Argument(help="A store, or a part of it, mounted or not.")],
+    path: Target,
     deep: Annotated[
         bool, typer.Option("--deep", help="Decode every frozen file to find damage.")
     ] = False,

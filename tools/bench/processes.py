@@ -40,6 +40,21 @@ class Cost:
     peak_mb: float  # of its largest process
 
 
+def _start(
+    arguments: list[str], folder: pathlib.Path, env: Mapping[str, str], out: int, err: IO[bytes]
+) -> subprocess.Popen[bytes]:
+    """A process in a group of its own."""
+    return subprocess.Popen(
+        arguments,
+        cwd=folder,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=err,
+        start_new_session=True,
+    )
+
+
 def run(command: str, folder: pathlib.Path, env: Mapping[str, str], limit_s: float) -> Cost:
     """Run a shell command in a folder.
 
@@ -47,15 +62,7 @@ def run(command: str, folder: pathlib.Path, env: Mapping[str, str], limit_s: flo
     """
     arguments = [sys.executable, "-I", "-S", str(_LAUNCH), command]
     with tempfile.TemporaryFile() as complaints:
-        process = subprocess.Popen(
-            arguments,
-            cwd=folder,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=complaints,
-            start_new_session=True,
-        )
+        process = _start(arguments, folder, env, subprocess.PIPE, complaints)
         try:
             said, _ = process.communicate(timeout=limit_s)
         except subprocess.TimeoutExpired:
@@ -109,15 +116,7 @@ def mounted(
     target.mkdir(exist_ok=True)
     with tempfile.TemporaryFile() as complaints:
         began = time.perf_counter()
-        process = subprocess.Popen(
-            shlex.split(command),
-            cwd=folder,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=complaints,
-            start_new_session=True,
-        )
+        process = _start(shlex.split(command), folder, env, subprocess.DEVNULL, complaints)
         try:
             while not os.path.ismount(target):
                 if process.poll() is not None:
