@@ -9,7 +9,7 @@ import collections
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import typer
 from rich.filesize import decimal
@@ -24,6 +24,8 @@ from . import exit_code, message
 from .progress import ByteProgress
 
 Job = Callable[[Marks, str, Callable[[int], None]], Outcome]
+# Told of all files of a path before the first is done.
+Begin = Callable[[Marks, list[tuple[str, os.stat_result]]], Job]
 
 
 class _Tally:
@@ -46,8 +48,19 @@ class _Tally:
         return text
 
 
-def run(verb: str, paths: list[str], job: Job, *, create: bool, verbose: bool) -> None:
-    """Do the job for every file; exits with the first error's code if there was one."""
+def run(
+    verb: str,
+    paths: list[str],
+    begin: Begin,
+    *,
+    create: bool,
+    verbose: bool,
+    also: Callable[[], Sequence[str]] = list,
+) -> None:
+    """Do the job for every file; exits with the first error's code if there was one.
+
+    also: more lines for the summary
+    """
     tally = _Tally()
     for path in paths:
         try:
@@ -56,20 +69,25 @@ def run(verb: str, paths: list[str], job: Job, *, create: bool, verbose: bool) -
             _report(tally, path, error)
             continue
         with place.store:
-            _run_place(verb, place, path, job, tally, verbose)
+            _run_place(verb, place, path, begin, tally, verbose)
     print(tally.summary(verb))
+    for line in also():
+        print(line)
     for root in sorted(tally.unmounted):
         print(f"read them through a mount: lmfs mount {shlex.quote(root)}")
     if tally.first_error is not None:
         raise typer.Exit(exit_code(tally.first_error))
 
 
-def _run_place(verb: str, place: Place, shown: str, job: Job, tally: _Tally, verbose: bool) -> None:
+def _run_place(
+    verb: str, place: Place, shown: str, begin: Begin, tally: _Tally, verbose: bool
+) -> None:
     marks = Marks(place.store)
     files = list(regular_files(place.store, place.path))
     total = sum(status.st_size for _, status in files)
     try:
         _sweep(marks, place.path)
+        job = begin(marks, files)
         with ByteProgress(verb, total) as progress:
             for file, _ in files:
                 name = shown if file == place.path else f"{shown}/{_below(file, place.path)}"

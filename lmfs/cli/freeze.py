@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Annotated
 
 import typer
+from rich.filesize import decimal
 
 from ..codecs.choose import DEFAULT_LEVEL, LEVELS, Chooser
 from ..container import DEFAULT_CHUNK_SIZE
 from ..models import registry
+from ..store.families import Families
 from ..store.freeze import Outcome, freeze
 from ..store.marks import Marks
 from . import files
@@ -35,6 +38,14 @@ def command(
     chunk_size: Annotated[
         int, typer.Option(help="Bytes a chunk: smaller reads faster, larger packs better.")
     ] = DEFAULT_CHUNK_SIZE,
+    shared: Annotated[
+        bool,
+        typer.Option(
+            "--shared/--no-shared",
+            help="Let small files that are alike follow a common text, kept once in the store, "
+            "where that pays.",
+        ),
+    ] = True,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="A line a file.")] = False,
 ) -> None:
     """Make files small, while they stay readable through the mount.
@@ -46,8 +57,30 @@ def command(
     """
     package = registry.shipped() if model and LEVELS[level].mixer else None
     chooser = Chooser(package, level)
+    plans: list[Families] = []
 
-    def job(marks: Marks, path: str, progress: Callable[[int], None]) -> Outcome:
-        return freeze(marks, path, chooser, model=package, chunk_size=chunk_size, progress=progress)
+    def begin(marks: Marks, found: list[tuple[str, os.stat_result]]) -> files.Job:
+        families = Families(marks, found, chooser, package, chunk_size=chunk_size)
+        plans.append(families)
 
-    files.run("froze", paths, job, create=True, verbose=verbose)
+        def job(marks: Marks, path: str, progress: Callable[[int], None]) -> Outcome:
+            return freeze(
+                marks,
+                path,
+                families.chooser(path) if shared else chooser,
+                model=package,
+                primers=families.primers,
+                chunk_size=chunk_size,
+                progress=progress,
+            )
+
+        return job
+
+    def made() -> list[str]:
+        sizes = [size for families in plans for size in families.made.values()]
+        if not sizes:
+            return []
+        some = "1 shared primer" if len(sizes) == 1 else f"{len(sizes)} shared primers"
+        return [f"and made {some}, {decimal(sum(sizes))}, which many of them follow"]
+
+    files.run("froze", paths, begin, create=True, verbose=verbose, also=made)

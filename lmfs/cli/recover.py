@@ -13,6 +13,7 @@ from rich.filesize import decimal
 
 from ..errors import DamagedError, UsageError
 from ..lmz.recovery import Hole, save_whole
+from ..store.locate import kept_beside
 
 app = typer.Typer()
 
@@ -24,7 +25,11 @@ def command(
         Path, typer.Option("-o", "--output", help="Where what is whole goes; must not exist.")
     ],
     model: Annotated[
-        list[Path] | None, typer.Option(help="A model package, or a folder of them, to look in.")
+        list[Path] | None,
+        typer.Option(
+            help="A model package, or a folder of models or shared primers, to look in before "
+            "those of the store that the file lies in."
+        ),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="The map of the holes, for programs.")
@@ -39,7 +44,8 @@ def command(
         raise UsageError("file exists", where=output, do="name another one, nothing is overwritten")
     with open(output, "xb") as target:
         try:
-            saved = save_whole(file, target, model_search=model or [])
+            search = [*(model or []), *kept_beside(file)]
+            saved = save_whole(file, target, model_search=search)
         except BaseException:
             if not target.tell():
                 output.unlink()

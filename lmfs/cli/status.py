@@ -50,7 +50,8 @@ def command(
 
 def _plain(account: Account) -> dict[str, Any]:
     plain = asdict(account)
-    plain["models"] = {model.hex(): size for model, size in account.models.items()}
+    for name, kept in (("models", account.models), ("primers", account.primers)):
+        plain[name] = {known.hex(): size for known, size in kept.items()}
     return plain | {"break_even_bytes": account.break_even_bytes()}
 
 
@@ -71,13 +72,16 @@ def _print(account: Account) -> None:
     coded = sum(share.after for share in account.codecs.values())
     overhead = account.frozen_after - coded
     table.add_row("headers, indexes", "", "", "", decimal(overhead), "")
+    if account.primers:
+        table.add_row("shared primers", "", "", "", decimal(account.primer_bytes), "")
+    after = account.frozen_after + account.primer_bytes
     table.add_row(
         "all frozen",
         f"{account.frozen_files:,}",
         f"{sum(share.chunks for share in account.codecs.values()):,}",
         decimal(account.frozen_before),
-        decimal(account.frozen_after),
-        _ratio(account.frozen_after, account.frozen_before),
+        decimal(after),
+        _ratio(after, account.frozen_before),
         style="bold",
     )
     if account.frozen_files:
@@ -93,7 +97,7 @@ def _print(account: Account) -> None:
 def _print_models(account: Account, console: Console) -> None:
     if not account.models:
         return
-    whole = account.frozen_after + account.model_bytes
+    whole = account.frozen_after + account.primer_bytes + account.model_bytes
     console.print(
         f"models: {len(account.models)}, {decimal(account.model_bytes)}; coded data and models: "
         f"{decimal(whole)}, ratio {_ratio(whole, account.frozen_before)}"

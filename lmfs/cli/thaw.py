@@ -28,4 +28,4 @@ def command(
     def job(marks: Marks, path: str, progress: Callable[[int], None]) -> Outcome:
         return thaw(marks, path, progress=progress)
 
-    files.run("thawed", paths, job, create=False, verbose=verbose)
+    files.run("thawed", paths, lambda *_: job, create=False, verbose=verbose)

@@ -6,7 +6,8 @@ A Chooser may be shared by threads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ MIN_MODEL_CHUNKS, MIN_MODEL_SHARE = 8, 0.25
 # Of text, at most this share is neither printable ASCII nor valid UTF-8 (old 8-bit texts pass).
 MAX_STRANGE = 0.10
 
-_RAW, _ZSTD, _MIX, _LM, _LM_PRIMED = range(5)  # in `codings`
+_RAW, _ZSTD, _MIX, _LM, _LM_PRIMED, _LM_SHARED = range(6)  # in `codings`
 
 _TEXT = bytes([9, 10, 12, 13, 27, *range(32, 127), *range(128, 256)])
 
@@ -89,29 +90,81 @@ class Chooser:
         self._shared = shared
         self._mix: MixCodec | None = None
         self._lm: LmCodec | None = None
-        self.codings: list[Coding] = [Coding(CodecId.RAW), Coding(CodecId.ZSTD)]
+        self._ids: tuple[bytes, bytes] | None = None  # of the model and the profile
         if model is not None and self._level.mixer:
             from lmfs.codecs.mix import MixCodec
             from lmfs.profile import profile_2
 
             profile = profile_2()
             self._mix = MixCodec(model, profile)
-            follows = (self._primer_bytes, shared[0] if shared else None)
-            self.codings.append(Coding(CodecId.MIX, model.id, profile.id, *follows))
+            self._ids = model.id, profile.id
             if self._level.model:
                 from lmfs.codecs.lm import LmCodec
 
                 self._lm = LmCodec(model, profile)
-                self.codings.append(Coding(CodecId.LM, model.id, profile.id))
-                self.codings.append(Coding(CodecId.LM, model.id, profile.id, *follows))
+
+    @property
+    def codings(self) -> list[Coding]:
+        """Those that `choose` names by number."""
+        codings = [Coding(CodecId.RAW), Coding(CodecId.ZSTD)]
+        if self._ids is not None:
+            follows = (self._primer_bytes, self._shared[0] if self._shared else None)
+            codings.append(Coding(CodecId.MIX, *self._ids, *follows))
+            if self._lm is not None:
+                codings.append(Coding(CodecId.LM, *self._ids))
+                codings.append(Coding(CodecId.LM, *self._ids, *follows))
+                if self._shared:
+                    codings.append(Coding(CodecId.LM, *self._ids, 0, self._shared[0]))
+        return codings
+
+    @property
+    def primer_bytes(self) -> int:
+        """How much of its member's beginning a chunk follows; 0 without a mixer."""
+        return self._primer_bytes if self._mix else 0
+
+    def following(self, shared: tuple[bytes, Mixer]) -> Chooser:
+        """This chooser, for members whose chunks follow this shared primer."""
+        other = copy.copy(self)
+        other._shared = shared
+        return other
 
     def primer(self) -> Primer:
         """What the chunks of a new member follow, for `choose`."""
-        return Primer(self._primer_bytes if self._mix else 0, self._start)
+        return Primer(self.primer_bytes, self.start)
 
-    def _start(self) -> Mixer:
+    def start(self) -> Mixer:
+        """What a new member's chunks follow, to be changed at will; only with a mixer."""
         assert self._mix is not None
         return self._shared[1].copy() if self._shared else self._mix.start()
+
+    def sizes(
+        self, beginnings: Sequence[bytes], mixers: Sequence[Mixer], *, model: bool
+    ) -> list[list[int]]:
+        """How many bytes each chunk gets: following nothing, then what each mixer has seen.
+
+        beginnings: of different members, none empty
+        model: whether the model may be tried as well; without it this is quick
+        """
+        assert self._mix is not None
+        afters = [None, *mixers]
+        zstd = [len(blob) for blob in self._zstd.encode(beginnings)]
+        found = [[size] * len(afters) for size in zstd]
+        for k, after in enumerate(afters):
+            for sizes, blob in zip(found, self._mix.encode(beginnings, after), strict=True):
+                sizes[k] = min(sizes[k], len(blob))
+        if model and self._lm is not None:
+            lanes = self._lm.encode_after(beginnings, afters)
+            for sizes, lane in zip(found, lanes, strict=True):
+                for k, blob in enumerate(lane):
+                    least = min(len(lane[0]), len(blob))
+                    if least <= (1 - self._level.model_gain) * sizes[k]:
+                        sizes[k] = least
+        return found
+
+    def shared_coding(self, shared_id: bytes) -> Coding:
+        """That of a chunk which follows this shared primer and is coded by the mixer."""
+        assert self._ids is not None
+        return Coding(CodecId.MIX, *self._ids, 0, shared_id)
 
     def choose(self, chunks: Sequence[bytes], primer: Primer) -> list[tuple[int, bytes]]:
         """For each chunk (none is empty) the number of its coding in `codings`, and its blob.
@@ -135,6 +188,44 @@ class Chooser:
             for i, chunk in enumerate(chunks)
             if len(chunk) >= MIN_PREDICTED_BYTES and looks_like_text(chunk)
         ]
+        primed, after = self._mix_all(chunks, texts, primer, offer)
+        if self._lm is None:
+            return best
+        without_model = list(best)
+        worth = [i for i in texts if len(best[i][1]) >= self._level.model_from * len(chunks[i])]
+        # Within the primer a chunk that the model codes does not follow those before it: whoever
+        # reads what is behind would wait for one after the other.
+        shared = [self._shared[1]] if self._shared else []
+        for trial, afters, following in (
+            ([i for i in worth if i not in primed], [None, *shared], _LM_SHARED),
+            ([i for i in worth if i in primed], [None, after], _LM_PRIMED),
+        ):
+            blobs = self._lm.encode_after([chunks[i] for i in trial], afters) if trial else []
+            for i, lane in zip(trial, blobs, strict=True):
+                most = (1 - self._level.model_gain) * len(best[i][1])
+                # A chunk that follows nothing survives what happens to what others follow.
+                follow = len(lane[-1]) <= (1 - MIN_PRIMER_GAIN) * len(lane[0])
+                number, blob = (following, lane[-1]) if follow else (_LM, lane[0])
+                if len(blob) <= most:
+                    offer(i, number, blob)
+        if self._level.model_gain and len(texts) >= MIN_MODEL_CHUNKS:
+            modelled = [i for i in texts if best[i][0] >= _LM]
+            if len(modelled) < MIN_MODEL_SHARE * len(texts):
+                return without_model
+        return best
+
+    def _mix_all(
+        self,
+        chunks: Sequence[bytes],
+        texts: Sequence[int],
+        primer: Primer,
+        offer: Callable[[int, int, bytes], None],
+    ) -> tuple[Sequence[int], Mixer | None]:
+        """Code the chunks that are text with the mixer, and feed the primer.
+
+        Which of them follow the whole primer, and the state behind it if there are such.
+        """
+        assert self._mix is not None
         primed = texts
         for i, chunk in enumerate(chunks):
             if primer.complete:
@@ -150,29 +241,7 @@ class Chooser:
         mixed = self._mix.encode([chunks[i] for i in primed], after)
         for i, blob in zip(primed, mixed, strict=True):
             offer(i, _MIX, blob)
-        if self._lm is None:
-            return best
-        without_model = list(best)
-        worth = [i for i in texts if len(best[i][1]) >= self._level.model_from * len(chunks[i])]
-        for trial, afters in (
-            ([i for i in worth if i not in primed], [None]),
-            ([i for i in worth if i in primed], [None, after]),
-        ):
-            if not trial:
-                continue
-            blobs = self._lm.encode_after([chunks[i] for i in trial], afters)
-            for i, lane in zip(trial, blobs, strict=True):
-                most = (1 - self._level.model_gain) * len(best[i][1])
-                # A chunk that follows nothing survives what happens to its file's beginning.
-                follow = len(lane[-1]) <= (1 - MIN_PRIMER_GAIN) * len(lane[0])
-                number, blob = (_LM_PRIMED, lane[-1]) if follow else (_LM, lane[0])
-                if len(blob) <= most:
-                    offer(i, number, blob)
-        if self._level.model_gain and len(texts) >= MIN_MODEL_CHUNKS:
-            modelled = [i for i in texts if best[i][0] in (_LM, _LM_PRIMED)]
-            if len(modelled) < MIN_MODEL_SHARE * len(texts):
-                return without_model
-        return best
+        return primed, after
 
 
 def looks_like_text(chunk: bytes) -> bool:

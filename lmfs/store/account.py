@@ -37,10 +37,12 @@ class Account:
     frozen_on_disk: int = 0
     damaged: dict[str, str] = field(default_factory=dict)
     models: dict[bytes, int] = field(default_factory=dict)
+    primers: dict[bytes, int] = field(default_factory=dict)  # shared ones; they are coded data
 
     def add(self, marks: Marks, path: str) -> None:
         """Count a file, or all below a directory. raises: OSError for `path`"""
         self.models |= marks.store.pinned_models()
+        self.primers |= marks.store.kept_primers()
         for name, status in regular_files(marks.store, path):
             facts = marks.facts_of_path(name, status)
             if facts.state is State.HOT:
@@ -73,6 +75,11 @@ class Account:
             share.after += numbers.bytes_after
 
     @property
+    def primer_bytes(self) -> int:
+        """What files follow besides their own bytes; lies in the store once."""
+        return sum(self.primers.values())
+
+    @property
     def model_bytes(self) -> int:
         """The description that a decoder needs besides the coded data."""
         return sum(self.models.values())
@@ -82,6 +89,7 @@ class Account:
         """The part of all chunks that cannot be decoded without a model's package."""
         shares = [self.codecs[name] for name in ("lm", "mix") if name in self.codecs]
         total = CodecShare()
+        total.after += self.primer_bytes
         for share in shares:
             total.chunks += share.chunks
             total.before += share.before

@@ -22,8 +22,8 @@ from ..codecs.threads import Priority, Urgency, working
 from ..container import DEFAULT_CHUNK_SIZE
 from ..errors import BusyError, DamagedError, LmfsError, VerifyError
 from ..lmz import ChunkCache, LmzReader, LmzWriter
-from ..lmz.shared import find_text
 from .marks import FROZEN_MARK, PLAIN_MARK, Marks, State, frozen_mark, looks_frozen
+from .primers import Primers
 from .publish import Replacement, Source, reached
 from .system import Lease
 
@@ -68,6 +68,7 @@ def freeze(
     chooser: Chooser,
     *,
     model: ModelPackage | None = None,
+    primers: Primers | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     even_if_larger: bool = False,
     known_hot_inode: int | None = None,
@@ -76,6 +77,7 @@ def freeze(
     """Freeze one file of the store, if it is fit for it.
 
     model: the package that `chooser` codes with; copied into the store before it is needed
+    primers: those of the store, where many files are frozen; remembers which were proved
     known_hot_inode: the file, if it is this one, is a user's own, whatever it looks like
     raises: DamagedError if its marks do not agree, VerifyError, OSError; the file is unchanged
     """
@@ -102,7 +104,7 @@ def freeze(
                 after = os.fstat(new.fd).st_blocks * 512
                 if after >= on_disk and not even_if_larger:
                     raise _Unfit("would not take fewer blocks")
-                _verify_frozen(marks, path, new, digest)
+                _verify_frozen(marks, path, new, digest, primers or Primers(store))
                 _publish_alone(source, new)
         return Outcome(path, Action.FROZEN, status.st_size, on_disk, after)
     except _Unfit as unfit:
@@ -233,7 +235,9 @@ def _uses_model(new: Replacement, marks: Marks) -> bool:
         return any(c.model_id is not None for m in reader.members for c in m.codings)
 
 
-def _verify_frozen(marks: Marks, path: str, new: Replacement, digest: bytes) -> None:
+def _verify_frozen(
+    marks: Marks, path: str, new: Replacement, digest: bytes, primers: Primers
+) -> None:
     try:
         with _read_back(new, marks) as reader:
             with working(Urgency(Priority.BACKGROUND)):
@@ -241,7 +245,7 @@ def _verify_frozen(marks: Marks, path: str, new: Replacement, digest: bytes) -> 
             (member,) = reader.members
             # The state was perhaps at hand: what counts is that the disk has the text.
             for shared_id in {c.shared_id for c in member.codings if c.shared_id is not None}:
-                find_text(shared_id, marks.store.search)
+                primers.prove(shared_id)
     except LmfsError as error:
         raise VerifyError(
             "the frozen form cannot be read back",

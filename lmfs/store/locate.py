@@ -5,8 +5,10 @@ Owns: the search, through a mount or up the tree. Imports the store and lower.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..errors import FormatError, UsageError
 from .control import Control, mount_of
@@ -54,6 +56,19 @@ def locate(path: str, *, create: bool = False) -> Place:
     if inside.split("/")[0] == DIRECTORY:
         raise UsageError("this is the store's own", where=path, do="leave it alone")
     return Place(Store.open(root), inside, None)
+
+
+def kept_beside(path: str | os.PathLike[str]) -> list[Path]:
+    """Where the store of a file in a backing directory keeps what the file needs; may be none.
+
+    For files that are looked at as they are: no store is opened, whatever state it is in.
+    """
+    absolute = _resolved(os.fspath(path))
+    with contextlib.suppress(OSError):
+        root = _find_root(os.path.dirname(absolute), os.lstat(absolute).st_dev)
+        if root is not None:
+            return [Path(root, DIRECTORY, name) for name in ("models", "primers")]
+    return []
 
 
 def _resolved(path: str) -> str:

@@ -1,8 +1,9 @@
 """The store: a backing directory and the `.lmfs/` in its root.
 
 Owns: `.lmfs/store.json` (id, version, marks, configuration), `.lmfs/models/` (copies of every model
-that a file of the store needs) and the names that are the store's own. Knows nothing of freezing
-and nothing of mounts. Imports lmfs.errors only. Any thread may call it.
+that a file of the store needs), how files get there durably, and the names that are the store's
+own. Knows nothing of freezing and nothing of mounts. Imports lmfs.errors only. Any thread may call
+it.
 
 A store is addressed by a directory descriptor, never by its path: the directory may be mounted
 over itself, and then its path leads into the mount. Paths inside are relative, "." is the root.
@@ -20,10 +21,10 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..errors import DamagedError, FormatError, StoreError, VersionError
 
@@ -35,6 +36,7 @@ _DESCRIPTION = "store.json"
 _MODELS = "models"
 _PRIMERS = "primers"
 _MODEL_SUFFIX = ".lmm"
+_PRIMER_SUFFIX = ".lmz"
 _PROBE = "user.lmfs.probe"
 _TEMPORARY = re.compile(r"\.lmfs-([0-9a-f]{8})-([0-9a-f]+)-[0-9a-f]{8}\.tmp")
 
@@ -152,44 +154,70 @@ class Store:
 
     def pinned_models(self) -> dict[bytes, int]:
         """The ids of the models kept in the store, and their packages' sizes in bytes."""
+        return self._kept(self.models_path, _MODEL_SUFFIX)
+
+    def kept_primers(self) -> dict[bytes, int]:
+        """The ids of the shared primers kept in the store, and their files' sizes in bytes."""
+        return self._kept(self.primers_path, _PRIMER_SUFFIX)
+
+    def _kept(self, directory: str, wanted: str) -> dict[bytes, int]:
         found = {}
-        for entry in _scan(self.models_path, self.root_fd):
+        for entry in _scan(directory, self.root_fd):
             stem, suffix = os.path.splitext(entry.name)
-            if suffix == _MODEL_SUFFIX and len(stem) == 32:
+            if suffix == wanted and len(stem) == 32:
                 with contextlib.suppress(ValueError):
-                    found[bytes.fromhex(stem)] = entry.stat().st_size
+                    found[bytes.fromhex(stem)] = entry.stat(follow_symlinks=False).st_size
         return found
 
     def pin_model(self, model_id: bytes, package: str | os.PathLike[str]) -> None:
         """Copy a model package into the store, durably; nothing to do if it is there."""
-        directory = self.models_path
-        target = f"{directory}/{model_id.hex()}{_MODEL_SUFFIX}"
-        if _exists(target, self.root_fd):
+        name = f"{model_id.hex()}{_MODEL_SUFFIX}"
+        if _exists(f"{self.models_path}/{name}", self.root_fd):
             return
+        with open(package, "rb") as source:
+            self.put(self.models_path, name, source)
+
+    def put(
+        self,
+        directory: str,
+        name: str,
+        source: BinaryIO,
+        check: Callable[[Path], None] | None = None,
+    ) -> None:
+        """Write a file of the store's own, durably; one that has the name is replaced.
+
+        directory: directly below `.lmfs/`; made if need be
+        check: told where the bytes are, on the disk, before they get their name; may raise
+        """
         with contextlib.suppress(FileExistsError):
             os.mkdir(directory, 0o755, dir_fd=self.root_fd)
             _fsync_directory(DIRECTORY, self.root_fd)
         temporary = f"{directory}/{self.new_temporary_name(0)}"
         try:
-            with (
-                open(package, "rb") as source,
-                open(_create(temporary, self.root_fd), "wb") as copy,
-            ):
-                fcntl.flock(copy, fcntl.LOCK_EX)
-                shutil.copyfileobj(source, copy)
-                copy.flush()
-                os.fsync(copy.fileno())
-            os.rename(temporary, target, src_dir_fd=self.root_fd, dst_dir_fd=self.root_fd)
+            with open(_create(temporary, self.root_fd), "wb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                shutil.copyfileobj(source, file)
+                file.flush()
+                os.fsync(file.fileno())
+                if check is not None:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                    check(Path(self.real_path(temporary)))
+                target = f"{directory}/{name}"
+                os.rename(temporary, target, src_dir_fd=self.root_fd, dst_dir_fd=self.root_fd)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary, dir_fd=self.root_fd)
             raise
         _fsync_directory(directory, self.root_fd)
 
-    def sweep_models(self) -> list[str]:
-        """Remove half-copied models that a crash left; the paths removed."""
-        names = [entry.name for entry in _scan(self.models_path, self.root_fd)]
-        left = [f"{self.models_path}/{n}" for n in names if self.temporary_inode(n) is not None]
+    def sweep_own(self) -> list[str]:
+        """Remove half-written models and primers that a crash left; the paths removed."""
+        left = [
+            f"{directory}/{entry.name}"
+            for directory in (self.models_path, self.primers_path)
+            for entry in _scan(directory, self.root_fd)
+            if self.temporary_inode(entry.name) is not None
+        ]
         return [path for path in left if _remove_unlocked(path, self.root_fd)]
 
 

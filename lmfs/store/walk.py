@@ -63,7 +63,7 @@ def sweep_tree(marks: Marks, path: str = ".") -> list[str]:
     for directory, _ in directories(store, path):
         with contextlib.suppress(OSError):
             removed += [join(directory, name) for name in sweep(marks, directory)]
-    return removed + store.sweep_models()
+    return removed + store.sweep_own()
 
 
 def join(directory: str, name: str) -> str:
