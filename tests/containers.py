@@ -80,7 +80,7 @@ class Planned:
 
     def __init__(self, package: ModelPackage, plan: str, primer_bytes: int) -> None:
         ids = package.id, profile_2().id
-        self.codings = [
+        self._codings = [
             Coding(CodecId.RAW),
             Coding(CodecId.ZSTD),
             Coding(CodecId.MIX, *ids, primer_bytes),
@@ -99,13 +99,16 @@ class Planned:
         return mixer
 
     def blob(self, number: int, chunk: bytes, before: list[bytes]) -> bytes:
-        limit = self.codings[number].primer_bytes
+        limit = self._codings[number].primer_bytes
         after = self.state(before, limit) if limit else None
         (blob,) = self.codecs[number].encode([chunk], after)
         return blob
 
     def primer(self) -> list[bytes]:
         return []  # of a member: its chunks so far
+
+    def codings(self, before: list[bytes]) -> list[Coding]:
+        return self._codings
 
     def choose(self, chunks: list[bytes], before: list[bytes]) -> list[tuple[int, bytes]]:
         chosen = []

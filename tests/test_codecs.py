@@ -109,16 +109,19 @@ def test_each_chunk_gets_the_smallest(tiny, text):
 @pytest.mark.parametrize("level", LEVELS)
 def test_what_a_level_tries(tiny, text, level):
     chooser = Chooser(tiny, level)
-    codecs = {coding.codec for coding in chooser.codings}
+    codings = chooser.codings(chooser.primer())
+    codecs = {coding.codec for coding in codings}
     assert codecs == {*CodecId} - ({CodecId.LM} if level < 5 else set()) - (
         {CodecId.MIX} if level < 3 else set()
     )
-    primers = {coding.primer_bytes for coding in chooser.codings if coding.codec is CodecId.MIX}
+    primers = {coding.primer_bytes for coding in codings if coding.codec is CodecId.MIX}
     assert primers == ({LEVELS[level].primer_bytes} if level >= 3 else set())
     for number, blob in choose(chooser, [text[:2000]]):
-        assert chooser.codings[number].codec in codecs
+        assert codings[number].codec in codecs
         assert len(blob) < 1200
-    assert {coding.codec for coding in Chooser(None, level).codings} == {CodecId.RAW, CodecId.ZSTD}
+    alone = Chooser(None, level)
+    codecs = {coding.codec for coding in alone.codings(alone.primer())}
+    assert codecs == {CodecId.RAW, CodecId.ZSTD}
 
 
 class Recorder:
@@ -201,5 +204,23 @@ def test_the_model_does_not_code_a_few_of_many_chunks(tiny, text, chunks, small,
     texts = [text[i * 600 : (i + 1) * 600] for i in range(chunks)]
     chooser._lm = Sparing(*texts[:small])
     numbers = [number for number, _ in choose(chooser, texts)]
-    coded = sum(chooser.codings[number].codec is CodecId.LM for number in numbers)
+    codings = chooser.codings(chooser.primer())
+    coded = sum(codings[number].codec is CodecId.LM for number in numbers)
     assert coded == (0 if (chunks, small, level) == (8, 1, 6) else small)
+
+
+@pytest.mark.parametrize(
+    ("level", "modelled", "limit"),
+    [(6, 8, 64), (6, 4, 64), (6, 3, 256), (6, 0, 256), (5, 8, 64), (7, 8, 64), (8, 8, 512)],
+)
+def test_a_primer_that_the_model_codes_is_short(tiny, text, level, modelled, limit):
+    """Half of the first 64 KiB decide; who reads what follows waits for all of the primer."""
+    chooser = Chooser(tiny, level)
+    chunks = [text[i * 8192 : (i + 1) * 8192] for i in range(16)]
+    chooser._lm = Sparing(*chunks[:modelled], *chunks[8:])
+    primer = chooser.primer()
+    numbers = [number for number, _ in chooser.choose(chunks, primer)]
+    assert primer.limit == limit << 10
+    mix = chooser.codings(primer)[2]
+    assert (mix.codec, mix.primer_bytes) == (CodecId.MIX, limit << 10)
+    assert sum(number >= 3 for number in numbers[:8]) == modelled

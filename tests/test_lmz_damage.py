@@ -199,7 +199,8 @@ def test_the_messages_say_what_to_do(tmp_path):
 
 def test_an_unknown_model_is_named_and_the_rest_readable():
     class Unknown:
-        codings = (Coding(CodecId.RAW), Coding(CodecId.LM, b"\x77" * 16, PROFILE_1.id))
+        def codings(self, primer):
+            return (Coding(CodecId.RAW), Coding(CodecId.LM, b"\x77" * 16, PROFILE_1.id))
 
         def primer(self):
             return None

@@ -7,6 +7,7 @@ A Chooser may be shared by threads.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -50,6 +51,12 @@ class Level:
     model_from: float = 0.0
     # The model must make a chunk smaller by so much to be worth the time that reading it takes.
     model_gain: float = 0.0
+    # The primer's length where the model codes it: who reads what follows waits for all of it.
+    model_primer_bytes: int | None = None
+
+
+def _with_model(**when: float) -> Level:
+    return Level(19, 256 << 10, mixer=True, model=True, model_primer_bytes=64 << 10, **when)
 
 
 LEVELS = {
@@ -57,9 +64,9 @@ LEVELS = {
     2: Level(19),
     3: Level(19, 64 << 10, mixer=True),
     4: Level(19, 256 << 10, mixer=True),
-    5: Level(19, 256 << 10, mixer=True, model=True, model_from=0.12, model_gain=0.15),
-    6: Level(19, 256 << 10, mixer=True, model=True, model_from=0.06, model_gain=0.03),
-    7: Level(19, 256 << 10, mixer=True, model=True, model_from=0.03, model_gain=0.01),
+    5: _with_model(model_from=0.12, model_gain=0.15),
+    6: _with_model(model_from=0.06, model_gain=0.03),
+    7: _with_model(model_from=0.03, model_gain=0.01),
     8: Level(19, 512 << 10, mixer=True, model=True),
     9: Level(22, 1024 << 10, mixer=True, model=True),
 }
@@ -103,12 +110,11 @@ class Chooser:
 
                 self._lm = LmCodec(model, profile)
 
-    @property
-    def codings(self) -> list[Coding]:
-        """Those that `choose` names by number."""
+    def codings(self, primer: Primer) -> list[Coding]:
+        """Those that `choose` names by number, for a member with this primer."""
         codings = [Coding(CodecId.RAW), Coding(CodecId.ZSTD)]
         if self._ids is not None:
-            follows = (self._primer_bytes, self._shared[0] if self._shared else None)
+            follows = (primer.limit, self._shared[0] if self._shared else None)
             codings.append(Coding(CodecId.MIX, *self._ids, *follows))
             if self._lm is not None:
                 codings.append(Coding(CodecId.LM, *self._ids))
@@ -170,8 +176,35 @@ class Chooser:
         """For each chunk (none is empty) the number of its coding in `codings`, and its blob.
 
         chunks: of one member, in order, with no gap to those of the call before
+        primer: that member's; with its first chunks it is decided how long it will be
         A blob is never empty and never longer than its chunk.
         """
+        head = self._head(chunks, primer)
+        best, without_model = self._try(chunks[:head], primer)
+        if head and 2 * sum(number >= _LM for number, _ in best) >= head:
+            assert self._level.model_primer_bytes is not None
+            primer.shorten(self._level.model_primer_bytes)
+        for all_, more in zip((best, without_model), self._try(chunks[head:], primer), strict=True):
+            all_ += more
+        predicted = sum(number >= _MIX for number, _ in best)
+        if self._level.model_gain and predicted >= MIN_MODEL_CHUNKS:
+            modelled = sum(number >= _LM for number, _ in best)
+            if modelled < MIN_MODEL_SHARE * predicted:
+                return without_model
+        return best
+
+    def _head(self, chunks: Sequence[bytes], primer: Primer) -> int:
+        """How many chunks come before it is decided whether the primer ends there."""
+        limit = self._level.model_primer_bytes
+        if self._lm is None or limit is None or primer.end or limit >= primer.limit:
+            return 0
+        ends = itertools.accumulate(map(len, chunks))
+        return sum(end <= limit for end in ends)
+
+    def _try(
+        self, chunks: Sequence[bytes], primer: Primer
+    ) -> tuple[list[tuple[int, bytes]], list[tuple[int, bytes]]]:
+        """What `choose` returns, with the model and without it."""
         best = [(_RAW, chunk) for chunk in chunks]
 
         def offer(i: int, number: int, blob: bytes) -> None:
@@ -182,16 +215,16 @@ class Chooser:
         for i, blob in enumerate(zstd):
             offer(i, _ZSTD, blob)
         if self._mix is None:
-            return best
+            return best, list(best)
         texts = [
             i
             for i, chunk in enumerate(chunks)
             if len(chunk) >= MIN_PREDICTED_BYTES and looks_like_text(chunk)
         ]
         primed, after = self._mix_all(chunks, texts, primer, offer)
-        if self._lm is None:
-            return best
         without_model = list(best)
+        if self._lm is None:
+            return best, without_model
         worth = [i for i in texts if len(best[i][1]) >= self._level.model_from * len(chunks[i])]
         # Within the primer a chunk that the model codes does not follow those before it: whoever
         # reads what is behind would wait for one after the other.
@@ -208,11 +241,7 @@ class Chooser:
                 number, blob = (following, lane[-1]) if follow else (_LM, lane[0])
                 if len(blob) <= most:
                     offer(i, number, blob)
-        if self._level.model_gain and len(texts) >= MIN_MODEL_CHUNKS:
-            modelled = [i for i in texts if best[i][0] >= _LM]
-            if len(modelled) < MIN_MODEL_SHARE * len(texts):
-                return without_model
-        return best
+        return best, without_model
 
     def _mix_all(
         self,

@@ -54,6 +54,13 @@ class Primer:
             else:
                 self._unseen.append(chunk)
 
+    def shorten(self, limit: int) -> None:
+        """Let it end there, which is not before what is known."""
+        with self._lock:
+            assert self.end <= limit <= self.limit
+            self.limit = limit
+            self.complete = self.end == limit
+
     def lost(self, start: int, size: int) -> None:
         """The chunk that is there cannot be had; nothing follows it if it ends behind the limit."""
         with self._lock:

@@ -18,6 +18,7 @@ from lmfs.container import (
     CHECKSUM_BYTES,
     DEFAULT_CHUNK_SIZE,
     MAX_CHUNK_SIZE,
+    Coding,
     Header,
     Kind,
     Trailer,
@@ -118,8 +119,8 @@ class LmzWriter(io.BufferedIOBase):
         chunks = [data[at : at + size] for at in range(0, len(data), size)]
         chosen = self._chooser.choose(chunks, self._primer) if chunks else []
         if self._header is None:
-            used = sorted({number for number, _ in chosen} if last else range(self._coding_count))
-            self._begin(used)
+            codings = self._chooser.codings(self._primer)
+            self._begin(codings, sorted({n for n, _ in chosen} if last else range(len(codings))))
         assert self._header is not None
         out = bytearray()
         for chunk, (number, blob) in zip(chunks, chosen, strict=True):
@@ -134,12 +135,8 @@ class LmzWriter(io.BufferedIOBase):
         if self._progress is not None and data:
             self._progress(len(data))
 
-    @property
-    def _coding_count(self) -> int:
-        return len(self._chooser.codings)
-
-    def _begin(self, used: list[int]) -> None:
-        codings = tuple(self._chooser.codings[number] for number in used)
+    def _begin(self, known: list[Coding], used: list[int]) -> None:
+        codings = tuple(known[number] for number in used)
         self._numbers = {number: place for place, number in enumerate(used)}
         self._header = Header(self._kind, self._chunk_size, codings, self._store_id)
         self._header_bytes = self._header.pack()
