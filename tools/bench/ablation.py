@@ -7,12 +7,16 @@ Owns: the ablation table. Some chunks of each file, evenly spread behind the pri
 both, and the two again behind the file's own primer; "primer" is what the primer itself costs.
 "+shared" is behind a text as long as the primer, in pieces from the rest of the same file, the
 measured chunks left out: what a shared primer brings at best, its own bytes not counted.
+
+The price of each: microseconds a token, which model and mixer add up to; milliseconds for the
+state behind a primer, once a file; and, printed below and in the JSON, the memory of a lane's mixer. (The model's state is small.)
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import pathlib
 import time
 
@@ -33,6 +37,8 @@ COLUMNS = (
     *("both", "both+primer", "both+shared", "primer"),
 )
 WINDOW = 512  # tokens
+LANES = 32
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def spread(data: bytes, primer: int, size: int, count: int) -> list[bytes]:
@@ -60,7 +66,9 @@ def measure(
     assert profile.mixer is not None
     fresh = Mixer(profile.mixer, vocabulary)
     primed = fresh.copy()
+    began = time.perf_counter()
     of_primer = primed.prime(data[:primer], DEFAULT_CHUNK_SIZE) / max(1, len(data[:primer]))
+    prime_ms = (time.perf_counter() - began) * 1e3
     bits = dict.fromkeys(COLUMNS, 0.0)
     spent = {"mixer_us": 0.0, "model_us": 0.0}
     tokens_seen = 0
@@ -94,7 +102,26 @@ def measure(
     total = sum(map(len, chunks))
     figures = {name: round(value / max(1, total), 4) for name, value in bits.items()}
     figures["primer"] = round(of_primer, 4)
-    return figures | {k: round(v * 1e6 / max(1, tokens_seen), 2) for k, v in spent.items()}
+    figures |= {k: round(v * 1e6 / max(1, tokens_seen), 2) for k, v in spent.items()}
+    return figures | {
+        "bytes_a_token": round(total / max(1, tokens_seen), 2),
+        "prime_ms": round(prime_ms),
+    }
+
+
+def lane_bytes(package: ModelPackage, primer: bytes) -> int:
+    """What the mixer of one more lane takes of memory: pages that became resident, of some."""
+    profile = profile_2()
+    assert profile.mixer is not None
+    primed = Mixer(profile.mixer, package.tokenizer().vocabulary)
+    primed.prime(primer, DEFAULT_CHUNK_SIZE)
+    before = _resident()
+    lanes = [primed.copy() for _ in range(LANES)]
+    return (_resident() - before) // len(lanes)
+
+
+def _resident() -> int:
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES
 
 
 def main() -> None:
@@ -121,8 +148,16 @@ def main() -> None:
     for row in rows:
         table.add_row(*map(str, row.values()))
     console.print(table)
+    lane = lane_bytes(package, args.files[0].read_bytes()[: args.primer])
+    console.print(
+        f"a lane takes {lane['mixer']:,} bytes for the mixer, {lane['model']:,} for the model"
+    )
     if args.json:
-        result = {"model": package.id.hex(), "chunk_bytes": args.size, "primer_bytes": args.primer}
+        result = {"mixer_bytes_a_lane": lane} | {
+            "model": package.id.hex(),
+            "chunk_bytes": args.size,
+            "primer_bytes": args.primer,
+        }
         args.json.write_text(json.dumps({**result, "rows": rows}, indent=1) + "\n")
 
 
