@@ -9,7 +9,8 @@ both, and the two again behind the file's own primer; "primer" is what the prime
 measured chunks left out: what a shared primer brings at best, its own bytes not counted.
 
 The price of each: microseconds a token, which model and mixer add up to; milliseconds for the
-state behind a primer, once a file; and, printed below and in the JSON, the memory of a lane's mixer. (The model's state is small.)
+state behind a primer, once a file; and, printed below and in the JSON, the memory of a lane's mixer. (The model's state is
+small.)
 """
 
 from __future__ import annotations
@@ -149,9 +150,7 @@ def main() -> None:
         table.add_row(*map(str, row.values()))
     console.print(table)
     lane = lane_bytes(package, args.files[0].read_bytes()[: args.primer])
-    console.print(
-        f"a lane takes {lane['mixer']:,} bytes for the mixer, {lane['model']:,} for the model"
-    )
+    console.print(f"the mixer of a lane takes {lane:,} bytes")
     if args.json:
         result = {"mixer_bytes_a_lane": lane} | {
             "model": package.id.hex(),
