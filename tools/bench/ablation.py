@@ -9,8 +9,8 @@ both, and the two again behind the file's own primer; "primer" is what the prime
 measured chunks left out: what a shared primer brings at best, its own bytes not counted.
 
 The price of each: microseconds a token, which model and mixer add up to; milliseconds for the
-state behind a primer, once a file; and, printed below and in the JSON, the memory of a lane's mixer. (The model's state is
-small.)
+state behind a primer, once a file; and, printed below and in the JSON, the memory of a lane's
+mixer. (The model's state is small.)
 """
 
 from __future__ import annotations
