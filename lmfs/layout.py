@@ -1,8 +1,8 @@
 """What lies between a member's header and its trailer: frame heads and the index section.
 
 Owns: FORMAT.md's "Frames" and "Index section", and where every chunk lies. Imports nothing of
-lmfs but `errors`, `container` and `zstd_blob`; does no I/O. Everything here is pure or immutable:
-any thread may call it. As in `container`, every parser takes unchecked bytes.
+lmfs but `errors`, `container`, `native` and `zstd_blob`; does no I/O. Everything here is pure or
+immutable: any thread may call it. As in `container`, every parser takes unchecked bytes.
 """
 
 from __future__ import annotations
@@ -10,10 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from lmfs import zstd_blob
+from lmfs import native, zstd_blob
 from lmfs.container import (
     CHECKSUM_BYTES,
     DO_UPDATE,
@@ -31,31 +28,6 @@ FRAME_SHORT_CHUNK = 1
 INDEX_COMPRESSED = 1
 INDEX_HEADER_COPY = 2
 INDEX_LEVEL = 19
-
-
-def unpack_varints(data: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """All varints of `data`: their values (n,) and the offsets behind them (n,).
-
-    raises: ValueError if one is cut, not minimal, or 2^63 or more.
-    """
-    octets = np.frombuffer(data, dtype=np.uint8)
-    if not len(octets):
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    last = octets < 0x80
-    if not last[-1]:
-        raise ValueError("a varint is cut off")
-    ends = np.flatnonzero(last) + 1
-    starts = np.concatenate(([0], ends[:-1]))
-    lengths = ends - starts
-    if lengths.max() > 9:
-        raise ValueError("a varint is longer than nine bytes")
-    if np.any((octets[ends - 1] == 0) & (lengths > 1)):
-        raise ValueError("a varint is longer than it must be")
-    values = np.zeros(len(ends), np.int64)
-    for place in range(int(lengths.max())):
-        has = np.flatnonzero(lengths > place)
-        values[has] |= (octets[starts[has] + place] & 0x7F).astype(np.int64) << (7 * place)
-    return values, ends
 
 
 def pack_head(header: Header, coding: int, size: int, coded_size: int) -> bytes:
@@ -78,15 +50,16 @@ class SectionFrame(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything in a member lies: one entry a chunk, offsets from the member's start."""
+    """Where everything in a member lies: one entry (int64) a chunk, offsets from the member's
+    start."""
 
-    starts: NDArray[np.int64]  # of the decoded bytes
-    sizes: NDArray[np.int64]  # decoded
-    codings: NDArray[np.int64]
-    coded_sizes: NDArray[np.int64]
-    frame_offsets: NDArray[np.int64]
-    blob_offsets: NDArray[np.int64]  # behind the head and its checksum
-    head_starts: NDArray[np.int64]  # of the frame's head within `heads`
+    starts: memoryview  # of the decoded bytes
+    sizes: memoryview  # decoded
+    codings: memoryview
+    coded_sizes: memoryview
+    frame_offsets: memoryview
+    blob_offsets: memoryview  # behind the head and its checksum
+    head_starts: memoryview  # of the frame's head within `heads`
     heads: bytes
     sections: tuple[SectionFrame, ...]
     size: int  # decoded bytes of the member
@@ -100,74 +73,31 @@ def parse_heads(heads: bytes, header: Header, first: int, limit: int, where: obj
     raises: DamagedError, VersionError
     """
     try:
-        values, ends = unpack_varints(heads)
+        columns, sections, size, end = native.parse_heads(
+            heads,
+            chunk_size=header.chunk_size,
+            coding_bits=header.coding_bits,
+            codings=len(header.codings),
+            first=first,
+            limit=limit,
+        )
     except ValueError as reason:
         raise DamagedError(f"index: {reason}", where=where) from None
-    begins = ends - np.diff(ends, prepend=0)
-    codings = values & header.escape
-    payloads = values >> header.coding_bits
-    sizes = np.full(len(values), header.chunk_size, np.int64)
-    opens = np.arange(len(values))  # for a frame's last varint: the number of its first one
-    is_chunk = np.ones(len(values), bool)
-    is_last = np.ones(len(values), bool)
-    following = 0
-    section_at: list[tuple[int, int]] = []
-    section_bytes = 0
-    for i in np.flatnonzero(codings == header.escape).tolist():
-        if i < following:
-            continue
-        kind = int(payloads[i])
-        if kind == FRAME_INDEX or i + (2 if kind == FRAME_SHORT_CHUNK else 1) >= len(values):
-            raise DamagedError("index: a frame is cut off", where=where)
-        if kind == FRAME_SHORT_CHUNK:
-            following = i + 3
-            sizes[i + 2] = values[i + 1]
-            if codings[i + 2] == header.escape:
-                raise DamagedError("index: a short chunk without a coding", where=where)
-            if not 0 < values[i + 1] < header.chunk_size:
-                raise DamagedError("index: a short chunk's size", where=where)
-            opens[i + 2] = i
-        else:
-            following = i + 2
-            check_section(kind, where)
-            if values[i + 1] > limit:
-                raise DamagedError("index: a section's length", where=where)
-            section_at.append((i + 1, kind))
-            section_bytes += int(values[i + 1])
-            opens[i + 1] = i
-            payloads[i + 1] = values[i + 1]
-        is_last[i : following - 1] = False
-    is_chunk &= is_last
-    is_chunk[[i for i, _ in section_at]] = False
-    chunk = np.flatnonzero(is_chunk)
-    if np.any(codings[chunk] >= len(header.codings)):
-        raise DamagedError("index: an undeclared coding", where=where)
-    if np.any((payloads[chunk] > sizes[chunk]) | (payloads[chunk] < 1)):
-        raise DamagedError("index: a chunk's coded length", where=where)
-    if section_bytes > limit:
-        raise DamagedError("index: lengths", where=where)
-    stored = np.where(is_last, payloads + CHECKSUM_BYTES, 0)
-    after = first + ends + np.cumsum(stored)
-    end = int(after[-1]) if len(after) else first
-    if end > limit:
-        raise DamagedError("index: frames", where=where, expected=f"up to {limit}", got=end)
-    blobs = after - payloads
-    head_starts = begins[opens[chunk]]
-    chunk_sizes = sizes[chunk]
-    starts = np.cumsum(chunk_sizes) - chunk_sizes
+    for kind, _, _ in sections:
+        check_section(kind, where)
+    numbers = (memoryview(column).cast("q") for column in columns)
+    starts, sizes, codings, coded_sizes, frame_offsets, blob_offsets, head_starts = numbers
     return Layout(
         starts=starts,
-        sizes=chunk_sizes,
-        codings=codings[chunk],
-        coded_sizes=payloads[chunk],
-        frame_offsets=blobs[chunk] - CHECKSUM_BYTES - (ends[chunk] - head_starts),
-        blob_offsets=blobs[chunk],
+        sizes=sizes,
+        codings=codings,
+        coded_sizes=coded_sizes,
+        frame_offsets=frame_offsets,
+        blob_offsets=blob_offsets,
         head_starts=head_starts,
         heads=heads,
-        sections=tuple(
-            SectionFrame(kind, int(blobs[i]), int(payloads[i])) for i, kind in section_at
-        ),
-        size=int(chunk_sizes.sum()),
+        sections=tuple(SectionFrame(*section) for section in sections),
+        size=size,
         end=end,
     )
 

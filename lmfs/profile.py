@@ -7,13 +7,13 @@ removed: files name it by its id for ever. Everything here is constant: any thre
 from __future__ import annotations
 
 import functools
-import importlib.resources
+import struct
+from array import array
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import blake3
-import numpy as np
 import zstandard
-from numpy.typing import NDArray
 
 from lmfs.errors import VersionError
 from lmfs.native import MixerProfile
@@ -45,26 +45,25 @@ _LOGIT_UNITS_PER_NAT = 64
 class CoderProfile:
     """One profile.
 
-    table: uint32 (n,), read-only: a token's frequency by its logit's distance below the largest
+    table: uint32 (n,): a token's frequency by its logit's distance below the largest
     mixer_data: the mixer's tables and what it starts from; empty: predictions are not mixed
     """
 
     description: str
-    table: NDArray[np.uint32]
+    table: memoryview
     mixer_data: bytes = b""
     id: bytes = field(init=False)
     mixer: MixerProfile | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self.table.setflags(write=False)
-        content = self.description.encode("utf-8") + self.table.astype("<u4").tobytes()
-        content += self.mixer_data
+        table = struct.pack(f"<{len(self.table)}I", *self.table)
+        content = self.description.encode("utf-8") + table + self.mixer_data
         object.__setattr__(self, "id", blake3.blake3(content).digest(length=ID_BYTES))
         mixer = MixerProfile(self.mixer_data) if self.mixer_data else None
         object.__setattr__(self, "mixer", mixer)
 
 
-def _exponential_table() -> NDArray[np.uint32]:
+def _exponential_table() -> memoryview:
     """round(2^24 * exp(-d / 64)) for d = 0, 1, ... up to the first that is 1.
 
     In integers, because a C library's exp may differ in its last bit from another's. The fixed
@@ -86,7 +85,7 @@ def _exponential_table() -> NDArray[np.uint32]:
     while not values or values[-1] > 1:
         values.append((power + half) >> shift)
         power = power * step >> precision_bits
-    return np.array(values, dtype=np.uint32)
+    return memoryview(array("I", values)).toreadonly()
 
 
 PROFILE_1 = CoderProfile(_DESCRIPTION_1, _exponential_table())
@@ -95,7 +94,7 @@ PROFILE_1 = CoderProfile(_DESCRIPTION_1, _exponential_table())
 @functools.cache
 def profile_2() -> CoderProfile:
     """Profile 1 with a mixer."""
-    packed = importlib.resources.files("lmfs").joinpath("profiles", "mixer-2.zst").read_bytes()
+    packed = Path(__file__).with_name("profiles").joinpath("mixer-2.zst").read_bytes()
     data = zstandard.ZstdDecompressor().decompress(packed, MixerProfile.BYTES)
     return CoderProfile(_DESCRIPTION_2, PROFILE_1.table, data)
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import binascii
 import json
-
-import numpy as np
-from numpy.typing import NDArray
+from array import array
+from typing import TYPE_CHECKING
 
 from lmfs.errors import ModelError
 from lmfs.native import Vocabulary
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 
 class Tokenizer:
@@ -57,18 +59,18 @@ class Tokenizer:
 
     def to_json(self) -> bytes:
         """The file form: the same bytes for the same vocabulary."""
-        spellings = [self.spell(np.array([token], np.uint16)).hex() for token in range(len(self))]
+        spellings = [self.spell(array("H", [token])).hex() for token in range(len(self))]
         return json.dumps({"tokens": spellings}, separators=(",", ":")).encode("ascii") + b"\n"
 
     def __len__(self) -> int:
         return len(self.vocabulary)
 
-    def tokenize(self, data: bytes) -> NDArray[np.uint16]:
-        """Any bytes to tokens (n,), each the longest that fits."""
+    def tokenize(self, data: bytes) -> memoryview:
+        """Any bytes to tokens, uint16 (n,), each the longest that fits."""
         return self.vocabulary.tokenize(data)
 
-    def spell(self, tokens: NDArray[np.uint16]) -> bytes:
-        """The bytes of tokens (n,); ModelError for one outside the vocabulary."""
+    def spell(self, tokens: Buffer) -> bytes:
+        """The bytes of tokens, uint16 (n,); ModelError for one outside the vocabulary."""
         try:
             return self.vocabulary.spell(tokens)
         except ValueError as error:

@@ -6,10 +6,14 @@ A *lane* is one chunk being coded; engines and codecs take many lanes in lockste
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    from array import array
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from typing_extensions import Buffer
 
 
 class Engine(Protocol):
@@ -29,26 +33,40 @@ class Engine(Protocol):
         alone: use the calling thread only, where the engine can
         """
 
+    def encode(
+        self,
+        state: Any,
+        encoders: Sequence[Any],
+        inputs: Buffer,
+        tokens: Buffer,
+        *,
+        alone: bool = False,
+    ) -> Any:
+        """A `sequence` of one lane whose logits go to TokenEncoders; the state after it.
+
+        inputs: int64 (time,), each the token before that in `tokens`, uint16 (time,)
+        """
+
     def decode(
         self,
         state: Any,
         decoders: Sequence[Any],
-        tokens: NDArray[np.int64],
+        tokens: array[int],
         steps: int,
         *,
         alone: bool = False,
     ) -> Any:
         """Steps of all lanes, each with a TokenDecoder of one lane; the state after them.
 
-        tokens: (lanes,) the last token of each, replaced by the newest
+        tokens: int64 (lanes,) the last token of each, replaced by the newest
         steps: at most so many; fewer where a lane ends
         """
 
     def join(self, states: Sequence[Any]) -> Any:
         """The state of all lanes of these, in this order."""
 
-    def select(self, state: Any, lanes: NDArray[np.int64]) -> Any:
-        """The state of these lanes only, in this order."""
+    def select(self, state: Any, lanes: Buffer) -> Any:
+        """The state of these lanes (int64) only, in this order."""
 
 
 class Codec(Protocol):

@@ -7,7 +7,6 @@ import re
 import struct
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,30 +41,6 @@ def test_varints_come_back_and_are_minimal(value):
     packed = container.pack_varint(value)
     assert container.unpack_varint(packed + b"x", 0) == (value, len(packed))
     assert len(packed) == max(1, -(-value.bit_length() // 7))
-
-
-@given(st.lists(st.integers(0, (1 << 63) - 1), max_size=40))
-def test_many_varints_at_once(values):
-    packed = [container.pack_varint(value) for value in values]
-    found, ends = layout.unpack_varints(b"".join(packed))
-    assert found.tolist() == values
-    assert ends.tolist() == np.cumsum([len(p) for p in packed]).astype(int).tolist()
-
-
-@given(st.binary(max_size=40))
-def test_both_varint_readers_refuse_the_same_bytes(data):
-    one_by_one: list[int] | None = []
-    at = 0
-    try:
-        while at < len(data):
-            value, at = container.unpack_varint(data, at)
-            one_by_one.append(value)
-    except ValueError:
-        one_by_one = None
-    try:
-        assert layout.unpack_varints(data)[0].tolist() == one_by_one
-    except ValueError:
-        assert one_by_one is None
 
 
 @pytest.mark.parametrize("header", [HEADER, FROZEN, PRIMED, Header(Kind.ARCHIVE, 1, ())])
@@ -292,6 +267,73 @@ def test_a_layout_says_where_everything_is(parts):
             layout.parse_heads(heads, HEADER, 50, at - 1, None)
 
 
+def heads_one_by_one(heads, header, limit):
+    """FORMAT.md's "Frames" as it reads: (size, coding, coded size, frame, blob, head) of chunks."""
+    rows, at, end = [], 0, 0
+    while at < len(heads):
+        begin = at
+        word, at = container.unpack_varint(heads, at)
+        coding, payload = word & header.escape, word >> header.coding_bits
+        size: int | None = header.chunk_size
+        if coding == header.escape:
+            if payload == layout.FRAME_INDEX:
+                raise ValueError("index")
+            if payload != layout.FRAME_SHORT_CHUNK:
+                kind, size = payload, None
+                payload, at = container.unpack_varint(heads, at)
+                if kind % 2:
+                    raise ValueError("critical section")
+            else:
+                size, at = container.unpack_varint(heads, at)
+                word, at = container.unpack_varint(heads, at)
+                coding, payload = word & header.escape, word >> header.coding_bits
+                if not 0 < size < header.chunk_size:
+                    raise ValueError("short chunk")
+        blob = end + at - begin + 4
+        if size is not None:
+            if not 0 < payload <= size or coding >= len(header.codings):
+                raise ValueError("chunk")
+            rows.append((size, coding, payload, end, blob, begin))
+        end = blob + payload
+    if end > limit:
+        raise ValueError("limit")
+    return rows
+
+
+heads_or_bytes = st.one_of(
+    st.binary(max_size=40),
+    st.lists(
+        st.one_of(
+            st.integers(0, 40), st.integers(0, (1 << 63) - 1), st.integers(1000 << 2, 1001 << 2)
+        ).map(container.pack_varint),
+        max_size=12,
+    ).map(b"".join),
+)
+
+
+@settings(max_examples=500)
+@given(heads_or_bytes, st.sampled_from([HEADER, FROZEN]), st.sampled_from([300, 1 << 40, 1 << 62]))
+def test_any_heads_are_read_as_the_format_says(heads, header, limit):
+    try:
+        rows = heads_one_by_one(heads, header, limit)
+    except ValueError:
+        rows = None
+    try:
+        found = layout.parse_heads(heads, header, 0, limit, None)
+    except LmfsError:
+        assert rows is None
+        return
+    columns = (
+        found.sizes,
+        found.codings,
+        found.coded_sizes,
+        found.frame_offsets,
+        found.blob_offsets,
+        found.head_starts,
+    )
+    assert list(zip(*columns, strict=True)) == rows
+
+
 @settings(max_examples=300)
 @given(st.binary(max_size=60))
 def test_any_bytes_for_heads(heads):
@@ -299,7 +341,7 @@ def test_any_bytes_for_heads(heads):
         found = layout.parse_heads(heads, HEADER, 0, 1 << 40, None)
     except LmfsError:
         return
-    assert found.size == found.sizes.sum()
+    assert found.size == sum(found.sizes)
     assert len(heads) < found.end <= 1 << 40 or not heads
 
 

@@ -89,11 +89,19 @@ def loaded_by(statement: str) -> set[str]:
         (
             "import lmfs; from lmfs.codecs.choose import Chooser\n"
             "lmfs.decompress(lmfs.compress(b'text ' * 999, chooser=Chooser()))",
-            {*HEAVY, "typer", "rich"},
+            {*HEAVY, "typer", "rich", "numpy"},
+        ),
+        # Coding needs no numpy, with the model or without: it takes longer than a small file does.
+        (
+            "import lmfs\nlmfs.decompress(lmfs.compress(b'Some text, and more text. ' * 40))\n"
+            "from lmfs.codecs.choose import default_chooser\n"
+            "lmfs.decompress(lmfs.compress(b'some text' * 999, chooser=default_chooser(3)))",
+            {*HEAVY, "typer", "rich", "numpy"},
         ),
         ("import lmfs.cli.lmz", {*HEAVY, "numpy", "zstandard", "typer", "rich"}),
         ("import lmfs.cli", set(HEAVY)),
-        ("import lmfs.store, lmfs.vfs", set(HEAVY)),
+        ("import lmfs.store, lmfs.vfs", {*HEAVY, "numpy"}),
+        ("from lmfs.cli import status, freeze, thaw, fsck", {*HEAVY, "numpy"}),
     ],
 )
 def test_nothing_heavy_is_loaded(statement, absent):

@@ -25,7 +25,7 @@ lib|amd64|un|ck|:|ü|0.|1.
 """.strip()
 ENGLISH = sorted({*SINGLE, *(word.encode() for word in re.split(r"[|\n]", WORDS))})
 PAIRS = sorted(SINGLE + [bytes([a, b]) for a in range(256) for b in range(255)])  # depth 16
-TABLE = PROFILE_1.table
+TABLE = np.array(PROFILE_1.table)
 DATA = profile_2().mixer_data
 
 Rows = NDArray[np.int16]

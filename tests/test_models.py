@@ -7,10 +7,11 @@ import shutil
 import zipfile
 
 import pytest
+from blake3 import blake3
 
 from lmfs.errors import ModelError, UnknownModelError
 from lmfs.models import registry
-from lmfs.models.package import ModelPackage, model_id, write_package
+from lmfs.models.package import SHIPPED, ModelPackage, model_id, write_package
 from lmfs.models.verify import verify
 from lmfs.native import usable_isas
 
@@ -45,6 +46,31 @@ def test_id_depends_on_weights_tokenizer_and_architecture_only(tiny, tmp_path):
     changed[len(changed) // 2] ^= 1
     other = rewrite(tiny, tmp_path / "b.lmm", weights=bytes(changed))
     assert ModelPackage.load(other).id != tiny.id
+
+
+def test_shipped_packages_have_the_ids_that_are_known_for_their_files():
+    files = {blake3(p.read_bytes()).hexdigest(): p for p in registry.SHIPPED_FOLDER.glob("*.lmm")}
+    assert set(files) == set(SHIPPED), "a shipped package: add its hash and its model's id"
+    for file_hash, id in SHIPPED.items():
+        parts = members(files[file_hash])
+        architecture = json.loads(parts["card.json"])["architecture"]
+        assert model_id(architecture, parts["tokenizer.json"], parts["weights.onnx"]).hex() == id
+        assert ModelPackage.load(files[file_hash]).id.hex() == id
+
+
+def test_weights_are_inflated_only_where_they_are_needed(monkeypatch, tiny):
+    inflated = []
+    read = zipfile.ZipFile.read
+    monkeypatch.setattr(
+        zipfile.ZipFile, "read", lambda self, name: inflated.append(name) or read(self, name)
+    )
+    package = ModelPackage.load(registry.shipped().path)
+    assert "weights.onnx" not in inflated
+    assert len(package.weights) > 5_000_000
+    # Of another file, the id is known only when all that it covers was hashed.
+    inflated.clear()
+    assert ModelPackage.load(tiny.path).id == tiny.id
+    assert "weights.onnx" in inflated
 
 
 def test_written_package_does_not_depend_on_the_clock(tiny, tmp_path):

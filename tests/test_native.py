@@ -18,7 +18,7 @@ from lmfs.profile import PROFILE_1
 
 SINGLE = [bytes([byte]) for byte in range(256)]
 ENGLISH = sorted([*SINGLE, b"the", b"the ", b"th", b"and", b"ing", b"  ", b"\xc3\xa9", b"\xff\xfe"])
-TABLE = PROFILE_1.table
+TABLE = np.array(PROFILE_1.table)
 
 Rows = NDArray[np.int16]
 

@@ -12,6 +12,7 @@ import pathlib
 import subprocess
 import sys
 import threading
+import zipfile
 
 import numpy as np
 import onnx
@@ -22,9 +23,10 @@ from lmfs import engines
 from lmfs.codecs.lm import LmCodec
 from lmfs.engines.native import NativeEngine
 from lmfs.engines.ort import CPU, OrtEngine
+from lmfs.engines.walk import walk
 from lmfs.errors import EngineError, ModelError
 from lmfs.models import certificate, registry
-from lmfs.models.package import ModelPackage
+from lmfs.models.package import WEIGHTS, ModelPackage
 from lmfs.models.weights import read_weights
 from lmfs.native import usable_isas
 
@@ -36,11 +38,15 @@ def with_weights(package: ModelPackage, tensors: dict[str, np.ndarray]) -> Model
     model = onnx.ModelProto()
     for name, array in tensors.items():
         model.graph.initializer.append(numpy_helper.from_array(array, name))
-    return dataclasses.replace(package, weights=model.SerializeToString(), id=os.urandom(16))
+    stored = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(package.stored)) as old, zipfile.ZipFile(stored, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name) if name != WEIGHTS else model.SerializeToString())
+    return dataclasses.replace(package, stored=stored.getvalue(), id=os.urandom(16))
 
 
 def tensors_of(package: ModelPackage) -> dict[str, np.ndarray]:
-    return {name: array.copy() for name, array in read_weights(package.weights).items()}
+    return {name: np.array(array) for name, array in read_weights(package.weights).items()}
 
 
 def wild(package: ModelPackage, seed: int) -> ModelPackage:
@@ -78,7 +84,7 @@ def random_tokens(package: ModelPackage, lanes: int, steps: int, seed: int = 7) 
 
 def reference(package: ModelPackage, tokens: np.ndarray) -> np.ndarray:
     engine = OrtEngine(package, providers=[CPU], threads=1)
-    return engines.walk(engine, tokens, stepwise=False)
+    return walk(engine, tokens, stepwise=False)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +111,7 @@ def test_a_long_walk_equals_onnx_runtime(tiny, walked, isa, threads, lanes):
     assert engine.core.isa == isa
     assert engine.core.threads == threads
     for stepwise in (True, False):
-        assert np.array_equal(engines.walk(engine, tokens, stepwise=stepwise), logits)
+        assert np.array_equal(walk(engine, tokens, stepwise=stepwise), logits)
     assert len(np.unique(logits)) > 100  # it is not a constant that agrees with itself
 
 
@@ -119,7 +125,7 @@ def test_wild_models_equal_onnx_runtime(tiny, isa, seed):
     assert {-32767, 32767} & set(np.unique(logits).tolist())
     engine = NativeEngine(package, threads=2, isa=isa)
     for stepwise in (True, False):
-        assert np.array_equal(engines.walk(engine, tokens, stepwise=stepwise), logits)
+        assert np.array_equal(walk(engine, tokens, stepwise=stepwise), logits)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -128,11 +134,11 @@ def test_golden_vectors_and_a_walk_of_the_shipped_model(isa):
     engine = NativeEngine(package, threads=2, isa=isa)
     with np.load(io.BytesIO(package.golden())) as golden:
         for stepwise in (True, False):
-            got = engines.walk(engine, golden["tokens"], stepwise=stepwise)
+            got = walk(engine, golden["tokens"], stepwise=stepwise)
             assert np.array_equal(got[:, :: int(golden["every"])], golden["logits"])
     tokens = random_tokens(package, 5, 200)
     logits = reference(package, tokens)
-    assert np.array_equal(engines.walk(engine, tokens, stepwise=False), logits)
+    assert np.array_equal(walk(engine, tokens, stepwise=False), logits)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -165,7 +171,7 @@ def test_threads_may_share_an_engine(tiny, walked):
 
     def run(part: slice) -> None:
         for _ in range(3):
-            got = engines.walk(engine, tokens[part], stepwise=True)
+            got = walk(engine, tokens[part], stepwise=True)
             right.append(np.array_equal(got, logits[part]))
 
     pool = [threading.Thread(target=run, args=(slice(k, k + 9),)) for k in (0, 10, 40)]
@@ -333,7 +339,7 @@ def test_weights_are_read_as_onnx_reads_them(tiny, name):
     got = read_weights(package.weights)
     assert got.keys() == wanted.keys()
     for key, array in wanted.items():
-        assert got[key].dtype == array.dtype
+        assert np.asarray(got[key]).dtype == array.dtype
         assert np.array_equal(got[key], array)
 
 

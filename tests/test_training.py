@@ -15,9 +15,9 @@ from lmfs_tools import exact_model as em
 from lmfs_tools import export, train
 from lmfs_tools.graphs import LOWERINGS
 
-from lmfs.engines import walk
 from lmfs.engines.native import NativeEngine
 from lmfs.engines.ort import CPU, OrtEngine
+from lmfs.engines.walk import walk
 from lmfs.models.verify import verify
 from lmfs.native import usable_isas
 from lmfs.tokenizer import Tokenizer

@@ -21,9 +21,9 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from lmfs.engines import walk
 from lmfs.engines.native import NativeEngine
 from lmfs.engines.ort import OrtEngine
+from lmfs.engines.walk import walk
 from lmfs.models import certificate
 from lmfs.models.package import ModelPackage, write_package
 from lmfs.tokenizer import Tokenizer

@@ -7,10 +7,9 @@ before a fork; codecs are thread-safe.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from ..engines import engine_for
 from ..errors import DamagedError
@@ -106,9 +105,9 @@ class _Encoding(Work):
         vocabulary, table = codec.tokenizer.vocabulary, codec.profile.table
         self._tokens = vocabulary.tokenize(self._chunk)
         # What the model is fed is the token before each.
-        self._inputs = np.empty(len(self._tokens), np.int64)
-        self._inputs[:1] = codec.package.start_token
-        self._inputs[1:] = self._tokens[:-1]
+        inputs = array("q", [codec.package.start_token])
+        inputs.extend(self._tokens[:-1])
+        self._inputs = memoryview(inputs)
         self._engine = engine_for(codec.package)
         self._state = self._engine.start(1, sequence=True)
         self.encoders = [
@@ -121,10 +120,9 @@ class _Encoding(Work):
         window = slice(self._at, self._at + ENCODE_WINDOW)
         tokens = self._tokens[window]
         if len(tokens):
-            inputs = np.ascontiguousarray(self._inputs[None, window])
-            logits, self._state = self._engine.sequence(self._state, inputs, alone=alone)
-            for encoder in self.encoders:
-                encoder.push(logits[0], tokens)
+            self._state = self._engine.encode(
+                self._state, self.encoders, self._inputs[window], tokens, alone=alone
+            )
         self._at += ENCODE_WINDOW
         self.done = self._at >= len(self._tokens)
 
@@ -158,13 +156,13 @@ class _Decoding(Work):
         if not lanes:
             return
         state = self._engine.join([lane._state for lane in lanes])
-        tokens = np.array([lane._token for lane in lanes], np.int64)
+        tokens = array("q", [lane._token for lane in lanes])
         decoders = [lane._decoder for lane in lanes]
         steps = max(1, SLICE_TOKENS // len(lanes))
         state = self._engine.decode(state, decoders, tokens, steps, alone=alone)
         for k, lane in enumerate(lanes):
-            lane._token = int(tokens[k])
-            lane._state = self._engine.select(state, np.array([k]))
+            lane._token = tokens[k]
+            lane._state = self._engine.select(state, array("q", [k]))
             lane._end()
 
     def _end(self) -> bool:

@@ -15,13 +15,9 @@ import os
 import threading
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..codecs.threads import thread_count
 from ..errors import EngineError
 from ..models.package import ModelPackage
-from ..types import Engine
 
 ENGINE_VARIABLE = "LMFS_ENGINE"
 ENGINES = ("native", "ort", "cuda")
@@ -36,20 +32,6 @@ def engine_for(package: ModelPackage) -> Any:
         if package.id not in _engines:
             _engines[package.id] = _make(package)
         return _engines[package.id]
-
-
-def walk(engine: Engine, tokens: NDArray[np.int64], *, stepwise: bool) -> NDArray[np.int16]:
-    """Logits (lanes, time, vocab) from the start, step by step or in two long windows."""
-    state = engine.start(len(tokens), sequence=not stepwise)
-    if not stepwise:
-        first, second = np.array_split(tokens, 2, axis=1)
-        logits, state = engine.sequence(state, first)
-        return np.concatenate([logits, engine.sequence(state, second)[0]], 1)
-    steps = []
-    for column in tokens.T:
-        logits, state = engine.step(state, np.ascontiguousarray(column))
-        steps.append(logits.copy())
-    return np.stack(steps, 1)
 
 
 def _make(package: ModelPackage) -> Any:

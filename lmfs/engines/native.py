@@ -1,9 +1,10 @@
 """The engine for processors: exact models in compiled integer code, without any runtime.
 
-Owns: how a package becomes an Engine of lmfs.native, and the buffers for its logits. It knows
-ARCHITECTURES by their formulas, which the kind names and the model id covers; graphs are not
-read. A state belongs to one caller at a time; the engine may be shared by threads. Its own
-threads start with the first step that has work for two: fork before that or not at all.
+Owns: how a package becomes an Engine of lmfs.native. It knows ARCHITECTURES by their formulas,
+which the kind names and the model id covers; graphs are not read. A state belongs to one caller at
+a time; the engine may be shared by threads. Its own threads start with the first step that has work
+for two: fork before that or not at all. numpy loads only with `step` and `sequence`, which coding
+does without.
 
 LMFS_ISA names the instruction set (lmfs.native.usable_isas); the best one is the default.
 """
@@ -12,27 +13,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from ..errors import EngineError, ModelError
 from ..models.package import ModelPackage
 from ..models.weights import read_weights
-from ..native import Engine, Lanes, TokenDecoder, advance, usable_isas
+from ..native import Engine, Lanes, TokenDecoder, TokenEncoder, advance, encode, usable_isas
+
+if TYPE_CHECKING:
+    from array import array
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from typing_extensions import Buffer
 
 ARCHITECTURES = ("gated-recurrence-1",)
 ISA_VARIABLE = "LMFS_ISA"
 MAX_SIZE = 1 << 32  # of anything in a card; the Engine has bounds of its own
-
-
-class LaneState:
-    """The recurrent state of some lanes, and room for one step's logits."""
-
-    def __init__(self, lanes: Lanes) -> None:
-        self.lanes = lanes
-        self.logits: NDArray[np.int16] | None = None
 
 
 class NativeEngine:
@@ -69,45 +66,51 @@ class NativeEngine:
         except ValueError as error:
             raise ModelError("the model is refused", where=package.path, got=error) from error
 
-    def start(self, lanes: int, *, sequence: bool = False) -> LaneState:
+    def start(self, lanes: int, *, sequence: bool = False) -> Lanes:
         """Zeros: what every lane starts from; steps and sequences share one kind of state."""
-        return LaneState(self.core.start(lanes))
+        return self.core.start(lanes)
 
-    def step(
-        self, state: LaneState, tokens: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int16], LaneState]:
-        """tokens (lanes,) -> logits (lanes, vocab), valid until the next step; same state."""
-        if state.logits is None:
-            state.logits = np.empty((len(state.lanes), 1, self.vocab), np.int16)
-        self.core.run(state.lanes, np.ascontiguousarray(tokens)[:, None], state.logits)
-        return state.logits[:, 0], state
+    def step(self, state: Lanes, tokens: NDArray[np.int64]) -> tuple[NDArray[np.int16], Lanes]:
+        """tokens (lanes,) -> logits (lanes, vocab); same state."""
+        return self.core.run(state, tokens[:, None].copy())[:, 0], state
 
     def sequence(
-        self, state: LaneState, tokens: NDArray[np.int64], *, alone: bool = False
-    ) -> tuple[NDArray[np.int16], LaneState]:
+        self, state: Lanes, tokens: NDArray[np.int64], *, alone: bool = False
+    ) -> tuple[NDArray[np.int16], Lanes]:
         """tokens (lanes, time) -> logits (lanes, time, vocab); same state."""
-        logits = np.empty((*tokens.shape, self.vocab), np.int16)
-        self.core.run(state.lanes, np.ascontiguousarray(tokens), logits, alone)
-        return logits, state
+        return self.core.run(state, tokens.copy(), alone), state
+
+    def encode(
+        self,
+        state: Lanes,
+        encoders: Sequence[TokenEncoder],
+        inputs: Buffer,
+        tokens: Buffer,
+        *,
+        alone: bool = False,
+    ) -> Lanes:
+        """A sequence of one lane and its encoders; see lmfs.types.Engine."""
+        encode(self.core, state, encoders, inputs, tokens, alone)
+        return state
 
     def decode(
         self,
-        state: LaneState,
+        state: Lanes,
         decoders: Sequence[TokenDecoder],
-        tokens: NDArray[np.int64],
+        tokens: array[int],
         steps: int,
         *,
         alone: bool = False,
-    ) -> LaneState:
+    ) -> Lanes:
         """Steps of all lanes and their decoders; see lmfs.types.Engine."""
-        advance(self.core, state.lanes, decoders, tokens, steps, alone)
+        advance(self.core, state, decoders, tokens, steps, alone)
         return state
 
-    def join(self, states: Sequence[LaneState]) -> LaneState:
-        return LaneState(Lanes.join([state.lanes for state in states]))
+    def join(self, states: Sequence[Lanes]) -> Lanes:
+        return Lanes.join(states)
 
-    def select(self, state: LaneState, lanes: NDArray[np.int64]) -> LaneState:
-        return LaneState(state.lanes.select(np.ascontiguousarray(lanes)))
+    def select(self, state: Lanes, lanes: Buffer) -> Lanes:
+        return state.select(lanes)
 
 
 def _sizes(package: ModelPackage) -> dict[str, int]:

@@ -13,14 +13,14 @@ import dataclasses
 import os
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EngineError, ModelError
 from ..models.package import ModelPackage
-from ..native import TokenDecoder
+from ..native import TokenDecoder, TokenEncoder
 
 try:
     import onnxruntime
@@ -33,6 +33,11 @@ except ImportError as error:
         got=error,
         do="install lmfs[cpu] or lmfs[gpu]",
     ) from error
+
+if TYPE_CHECKING:
+    from array import array
+
+    from typing_extensions import Buffer
 
 Provider = str | tuple[str, dict[str, Any]]
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -147,11 +152,26 @@ class OrtEngine:
         )
         return outputs[0], LaneState(self, dict(zip(names, outputs[1:], strict=True)))
 
+    def encode(
+        self,
+        state: LaneState,
+        encoders: Sequence[TokenEncoder],
+        inputs: Buffer,
+        tokens: Buffer,
+        *,
+        alone: bool = False,
+    ) -> LaneState:
+        """A sequence of one lane and its encoders; see lmfs.types.Engine."""
+        logits, state = self.sequence(state, np.asarray(inputs)[None])
+        for encoder in encoders:
+            encoder.push(logits[0], tokens)
+        return state
+
     def decode(
         self,
         state: LaneState,
         decoders: Sequence[TokenDecoder],
-        tokens: NDArray[np.int64],
+        tokens: array[int],
         steps: int,
         *,
         alone: bool = False,
@@ -159,9 +179,9 @@ class OrtEngine:
         """Steps of all lanes and their decoders; see lmfs.types.Engine. A session's threads are
         its own: `alone` changes nothing."""
         for _ in range(steps):
-            logits, state = self.step(state, tokens)
+            logits, state = self.step(state, np.asarray(tokens))
             for k, decoder in enumerate(decoders):
-                tokens[k] = decoder.step(logits[k : k + 1])[0]
+                tokens[k] = int(decoder.step(logits[k : k + 1])[0])
             if not all(len(decoder.active) for decoder in decoders):
                 break
         return state
@@ -172,8 +192,9 @@ class OrtEngine:
             self, {name: np.concatenate([one.arrays[name] for one in states]) for name in names}
         )
 
-    def select(self, state: LaneState, lanes: NDArray[np.int64]) -> LaneState:
-        return LaneState(self, {name: array[lanes] for name, array in state.arrays.items()})
+    def select(self, state: LaneState, lanes: Buffer) -> LaneState:
+        chosen = np.asarray(lanes)
+        return LaneState(self, {name: of_all[chosen] for name, of_all in state.arrays.items()})
 
     def _session(self, lowering: str) -> Any:
         with self._loading:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-import numpy as np
 from blake3 import blake3
 
 from lmfs.container import (
@@ -77,7 +76,7 @@ class Inspection:
 
     def _used(self) -> Iterator[Coding]:
         for member in self.members:
-            for number in np.unique(member.layout.codings).tolist():
+            for number in sorted(set(member.layout.codings)):
                 yield member.codings[number]
 
     def frames(self) -> Iterator[Problem]:
@@ -120,14 +119,13 @@ class Inspection:
                         hasher.update(chunk)
                     else:
                         whole = False
-                        start, size = int(chunks.starts[i]), int(chunks.sizes[i])
+                        start, size = chunks.starts[i], chunks.sizes[i]
                         yield Problem(
-                            member.offset
-                            + int(member.layout.frame_offsets[i - member.first_chunk]),
+                            member.offset + member.layout.frame_offsets[i - member.first_chunk],
                             f"damaged chunk, bytes {start} to {start + size}: {chunk.got}",
                         )
                     if progress is not None:
-                        progress(int(chunks.sizes[i]))
+                        progress(chunks.sizes[i])
             if whole and hasher.digest() != member.content_hash:
                 yield Problem(member.offset, "every chunk is right, but not the hash of the whole")
 

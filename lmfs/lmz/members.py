@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
 
 from lmfs.codecs.primer import recent_primers
 from lmfs.container import (
@@ -162,12 +162,15 @@ class Chunks:
         self._trust_index = trust_index
         self._key = object()  # of this file among all
         self._decoder = FrameDecoder(model_search, source.name or None)
-        none = np.zeros(0, np.int64)
-        self.starts = np.concatenate([none, *(m.layout.starts + m.start for m in members)])
-        self.sizes = np.concatenate([none, *(m.layout.sizes for m in members)])
-        self._member_numbers = np.repeat(
-            np.arange(len(members)), [len(m.layout.starts) for m in members]
-        )
+        if len(members) == 1:
+            self.starts, self.sizes = members[0].layout.starts, members[0].layout.sizes
+        else:
+            starts, sizes = array("q"), array("q")
+            for member in members:
+                starts.extend(start + member.start for start in member.layout.starts)
+                sizes.frombytes(member.layout.sizes)
+            self.starts, self.sizes = memoryview(starts), memoryview(sizes)
+        self._first_chunks = [member.first_chunk for member in members]
         self.size = sum(member.size for member in members)
         largest = max((m.header.chunk_size for m in members), default=1)
         self._batch_chunks = max(1, min(BATCH_CHUNKS, BATCH_BYTES // largest))
@@ -182,7 +185,7 @@ class Chunks:
 
     def at(self, offset: int) -> int:
         """The number of the chunk that holds this byte of the whole."""
-        return int(np.searchsorted(self.starts, offset, side="right")) - 1
+        return bisect_right(self.starts, offset) - 1
 
     def batches(self, indices: Sequence[int]) -> Iterator[Sequence[int]]:
         """These numbers, in batches that fit in memory."""
@@ -192,9 +195,7 @@ class Chunks:
     def decode(self, indices: Sequence[int]) -> list[bytes | DamagedError]:
         """These chunks, or what is wrong with each."""
         found: dict[int, bytes | DamagedError] = {}
-        for number, group in itertools.groupby(
-            sorted(set(indices)), lambda i: int(self._member_numbers[i])
-        ):
+        for number, group in itertools.groupby(sorted(set(indices)), self._member_number):
             found.update(self._decode_in(number, list(group)))
         return [found[i] for i in indices]
 
@@ -210,7 +211,7 @@ class Chunks:
             found: dict[int, bytes | DamagedError] = {}
             last = -1  # the last byte that must be known
             for i in indices:
-                start = int(starts[i - member.first_chunk])
+                start = starts[i - member.first_chunk]
                 known = primer.chunk_at(start)
                 if known is not None:
                     found[i] = known
@@ -218,8 +219,8 @@ class Chunks:
                     last = max(last, min(start, primer.limit) - 1)
             wanted = [i for i in indices if i not in found]
             if not primer.complete and last >= primer.end:
-                stop = int(np.searchsorted(starts, last, side="right"))
-                known_chunks = int(np.searchsorted(starts, primer.end))
+                stop = bisect_right(starts, last)
+                known_chunks = bisect_left(starts, primer.end)
                 before = range(member.first_chunk + known_chunks, member.first_chunk + stop)
                 wanted = sorted({*wanted, *before})
             frames = self._read_frames(wanted)
@@ -231,8 +232,12 @@ class Chunks:
                 else:
                     found[i] = frame
                     place = i - member.first_chunk
-                    primer.lost(int(starts[place]), int(member.layout.sizes[place]))
+                    primer.lost(starts[place], member.layout.sizes[place])
         return found
+
+    def _member_number(self, index: int) -> int:
+        """Of the member that has this chunk; the last of several, for one may have none."""
+        return bisect_right(self._first_chunks, index) - 1
 
     def _read_frames(self, indices: Sequence[int]) -> list[Frame | DamagedError]:
         frames: list[Frame | DamagedError] = []
@@ -250,35 +255,35 @@ class Chunks:
 
     def _extent(self, index: int) -> tuple[int, int]:
         """Where a chunk's frame begins and ends in the file."""
-        member = self._members[self._member_numbers[index]]
+        member = self._members[self._member_number(index)]
         i = index - member.first_chunk
-        blob = int(member.layout.blob_offsets[i])
+        blob = member.layout.blob_offsets[i]
         return (
-            member.offset + int(member.layout.frame_offsets[i]),
-            member.offset + blob + int(member.layout.coded_sizes[i]),
+            member.offset + member.layout.frame_offsets[i],
+            member.offset + blob + member.layout.coded_sizes[i],
         )
 
     def _adjoin(self, one: int, other: int) -> bool:
         return self._extent(one)[1] == self._extent(other)[0]
 
     def _parse_frame(self, index: int, stored: bytes, first: int) -> Frame | DamagedError:
-        member = self._members[self._member_numbers[index]]
+        member = self._members[self._member_number(index)]
         layout, i = member.layout, index - member.first_chunk
         begin, end = (offset - first for offset in self._extent(index))
-        blob_at = member.offset + int(layout.blob_offsets[i]) - first
-        head_at = int(layout.head_starts[i])
+        blob_at = member.offset + layout.blob_offsets[i] - first
+        head_at = layout.head_starts[i]
         head = stored[begin : blob_at - CHECKSUM_BYTES]
         if not self._trust_index and head != layout.heads[head_at : head_at + len(head)]:
             return self._decoder.damage(
-                int(self.starts[index]),
-                int(layout.sizes[i]),
+                self.starts[index],
+                layout.sizes[i],
                 first + begin,
                 "the frame's head and the index differ",
             )
         return Frame(
             coding=member.codings[layout.codings[i]],
-            size=int(layout.sizes[i]),
-            start=int(layout.starts[i]),
+            size=layout.sizes[i],
+            start=layout.starts[i],
             checksum=int.from_bytes(stored[blob_at - CHECKSUM_BYTES : blob_at], "little"),
             blob=stored[blob_at:end],
             offset=first + begin,

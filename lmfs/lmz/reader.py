@@ -117,18 +117,18 @@ class LmzReader(io.BufferedIOBase):
 
     def statistics(self) -> dict[str, CodecStatistics]:
         """For each codec that is used ("raw", "zstd", "lm"): chunks, bytes before and after."""
-        totals: dict[str, CodecStatistics] = {}
+        totals: dict[str, list[int]] = {}
         for member in self._members:
             layout = member.layout
-            for number, coding in enumerate(member.codings):
-                of_it = layout.codings == number
-                old = totals.get(coding.codec.name.lower(), CodecStatistics())
-                totals[coding.codec.name.lower()] = CodecStatistics(
-                    old.chunks + int(of_it.sum()),
-                    old.bytes_before + int(layout.sizes[of_it].sum()),
-                    old.bytes_after + int(layout.coded_sizes[of_it].sum()),
-                )
-        return {name: total for name, total in totals.items() if total.chunks}
+            names = [coding.codec.name.lower() for coding in member.codings]
+            for coding, size, coded_size in zip(
+                layout.codings, layout.sizes, layout.coded_sizes, strict=True
+            ):
+                total = totals.setdefault(names[coding], [0, 0, 0])
+                total[0] += 1
+                total[1] += size
+                total[2] += coded_size
+        return {name: CodecStatistics(*total) for name, total in totals.items()}
 
     # -- chunks
 
@@ -166,7 +166,7 @@ class LmzReader(io.BufferedIOBase):
         pieces = []
         for batch in self._chunks.batches(range(first, last)):
             for i, chunk in zip(batch, self._load(batch), strict=True):
-                start = int(self._chunks.starts[i])
+                start = self._chunks.starts[i]
                 pieces.append(chunk[max(0, offset - start) : end - start])
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
@@ -231,7 +231,7 @@ class LmzReader(io.BufferedIOBase):
     def _begin_ahead(self, wanted: Sequence[int], urgency: Urgency) -> None:
         """Where reading has been sequential, begin to decode what is behind these chunks."""
         # Two batches, that which is read and that which is decoded, and as much for others.
-        most = self._cache.max_bytes // 4 // int(self._chunks.sizes[wanted[0]])
+        most = self._cache.max_bytes // 4 // self._chunks.sizes[wanted[0]]
         with self._lock:
             for i in self._streams.follow(wanted[0], wanted[-1] + 1, most):
                 if i >= self.chunk_count:
@@ -331,7 +331,7 @@ class LmzReader(io.BufferedIOBase):
         if self._position >= self._chunks.size:
             return b""
         chunk = self._chunks.at(self._position)
-        end = int(self._chunks.starts[chunk] + self._chunks.sizes[chunk])
+        end = self._chunks.starts[chunk] + self._chunks.sizes[chunk]
         return self.pread(end - self._position, self._position)
 
     def readinto(self, buffer: Any) -> int:

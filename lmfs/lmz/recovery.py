@@ -94,11 +94,11 @@ def recover(
         chunks = Chunks(source, indexed, model_search, trust_index=True)
         for batch in chunks.batches(range(len(chunks))):
             for i, chunk in zip(batch, chunks.decode(batch), strict=True):
-                start = None if base is None else base + int(chunks.starts[i])
+                start = None if base is None else base + chunks.starts[i]
                 if isinstance(chunk, bytes):
                     yield Recovered(start, chunk)
                 else:
-                    yield Hole(start, int(chunks.sizes[i]), str(chunk.got))
+                    yield Hole(start, chunks.sizes[i], str(chunk.got))
     finally:
         source.close()
 

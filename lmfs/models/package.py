@@ -14,6 +14,10 @@ The model id is what files name: 16 bytes of BLAKE3 over architecture, tokenizer
 weights. Cards, graphs and golden vectors may be written anew without changing it, since
 every graph must give the same logits. Models are data: no code is run from a package.
 
+A package is kept as the bytes of its file, and its parts are inflated when they are asked for:
+who codes with the vocabulary alone never inflates weights. The id of a package that lmfs ships is
+known by the hash of the whole file, which proves as much as hashing the parts does.
+
 Imports neither onnx nor onnxruntime. Objects are immutable and may be shared by threads.
 """
 
@@ -22,6 +26,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import io
 import json
 import os
 import pathlib
@@ -38,39 +43,54 @@ from ..tokenizer import Tokenizer
 SUFFIX = ".lmm"
 CARD, TOKENIZER, WEIGHTS, GOLDEN = "card.json", "tokenizer.json", "weights.onnx", "golden.npz"
 ARCHITECTURES = ("gated-recurrence-1",)
-MAX_MEMBER_BYTES = 1 << 30
+MAX_PACKAGE_BYTES = MAX_MEMBER_BYTES = 1 << 30
 ID_BYTES = 16
 _ID_CONTEXT = "lmfs 2026 model id"
+# The BLAKE3 of packages that were shipped, and their models' ids (tests/test_models.py).
+_BASE_1 = "f82c8d4ccf526fa895518f238a750c7a0909b7a4497823fc08b92fa9a66f45a4"
+SHIPPED = {_BASE_1: "bfe60cc616a406118fce070e4234dbcf"}
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the zip does not depend on when it was written
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelPackage:
-    """A model package read from `path`; `id` is 16 bytes."""
+    """A model package read from `path`; `id` is 16 bytes, `stored` the file's."""
 
     id: bytes
     path: pathlib.Path
-    size_bytes: int
     card: Mapping[str, Any]
     tokenizer_json: bytes = dataclasses.field(repr=False)
-    weights: bytes = dataclasses.field(repr=False)
+    stored: bytes = dataclasses.field(repr=False)
 
     @classmethod
     def load(cls, path: pathlib.Path | str) -> ModelPackage:
-        """Read the parts that every use needs; raises ModelError, OSError."""
+        """Read a package and make sure of its id; raises ModelError, OSError."""
         path = pathlib.Path(path)
-        with _reading(path) as archive:
+        with open(path, "rb") as file:
+            stored = file.read(MAX_PACKAGE_BYTES + 1)
+        if len(stored) > MAX_PACKAGE_BYTES:
+            raise ModelError(
+                "too large a model package", where=path, expected=f"{MAX_PACKAGE_BYTES:,} at most"
+            )
+        known = SHIPPED.get(blake3.blake3(stored).hexdigest())
+        id = None if known is None else bytes.fromhex(known)
+        with _reading(stored, path) as archive:
             card = _card(archive, path)
             tokenizer_json = _member(archive, TOKENIZER, path)
-            weights = _member(archive, WEIGHTS, path)
-        return cls(
-            id=model_id(card["architecture"], tokenizer_json, weights),
-            path=path,
-            size_bytes=path.stat().st_size,
-            card=card,
-            tokenizer_json=tokenizer_json,
-            weights=weights,
-        )
+            if id is None:
+                weights = _member(archive, WEIGHTS, path)
+                id = model_id(card["architecture"], tokenizer_json, weights)
+        return cls(id, path, card, tokenizer_json, stored)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the whole package."""
+        return len(self.stored)
+
+    @property
+    def weights(self) -> bytes:
+        """What stands in `weights.onnx`, inflated anew each time; raises ModelError."""
+        return self._part(WEIGHTS)
 
     @property
     def name(self) -> str:
@@ -91,17 +111,19 @@ class ModelPackage:
 
     def graph(self, name: str) -> bytes:
         """A whole ONNX model: the lowering `name` with the weights in it."""
-        with _reading(self.path) as archive:
-            return _member(archive, f"graph/{name}.onnx", self.path) + self.weights
+        return self._part(f"graph/{name}.onnx") + self.weights
 
     def graph_names(self) -> list[str]:
-        with _reading(self.path) as archive:
+        with _reading(self.stored, self.path) as archive:
             names = [n for n in archive.namelist() if n.startswith("graph/")]
         return sorted(n.removeprefix("graph/").removesuffix(".onnx") for n in names)
 
     def golden(self) -> bytes:
-        with _reading(self.path) as archive:
-            return _member(archive, GOLDEN, self.path)
+        return self._part(GOLDEN)
+
+    def _part(self, name: str) -> bytes:
+        with _reading(self.stored, self.path) as archive:
+            return _member(archive, name, self.path)
 
 
 def model_id(architecture: Mapping[str, Any], tokenizer_json: bytes, weights: bytes) -> bytes:
@@ -141,9 +163,9 @@ def write_package(
 
 
 @contextlib.contextmanager
-def _reading(path: pathlib.Path) -> Any:
+def _reading(stored: bytes, path: pathlib.Path) -> Any:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(stored)) as archive:
             yield archive
     except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError) as error:
         raise ModelError("not a model package", where=path, got=error) from error

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines import walk
 from ..engines.native import ARCHITECTURES, NativeEngine
+from ..engines.walk import walk
 from ..errors import LmfsError, ModelError
 from ..native import usable_isas
 from ..types import Engine

@@ -1,10 +1,14 @@
-"""Types of the compiled module. Arrays must have exactly these dtypes; nothing is converted."""
+"""Types of the compiled module.
+
+Arrays are anything with a buffer, contiguous, of exactly the type that is named; nothing is
+converted. Results are memoryviews, but for logits: only who asks for those loads numpy.
+"""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Buffer
 
 PROBABILITY_BITS: int
 
@@ -18,11 +22,11 @@ class Vocabulary:
 
     def __init__(self, spellings: Sequence[bytes]) -> None: ...
     def __len__(self) -> int: ...
-    def tokenize(self, data: bytes) -> NDArray[np.uint16]:
-        """The longest token at each position, greedily; any bytes at all can be tokenized."""
+    def tokenize(self, data: bytes) -> memoryview:
+        """uint16: the longest token at each place, greedily; any bytes at all can be tokenized."""
 
-    def spell(self, tokens: NDArray[np.uint16]) -> bytes:
-        """The bytes of these tokens; ValueError for one that is not in the vocabulary."""
+    def spell(self, tokens: Buffer) -> bytes:
+        """The bytes of these tokens (uint16); ValueError for one that is not in the vocabulary."""
 
 class MixerProfile:
     """The constant part of a mixer: tables, and what its weights and maps start from.
@@ -95,14 +99,14 @@ class TokenEncoder:
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, table: NDArray[np.uint32], mixer: Mixer | None = None
+        self, vocabulary: Vocabulary, table: Buffer, mixer: Mixer | None = None
     ) -> None: ...
     @property
     def mixer(self) -> Mixer | None:
         """A copy of the mixer as it now is."""
 
-    def push(self, logits: NDArray[np.int16], tokens: NDArray[np.uint16]) -> None:
-        """Code tokens (time,) under logits (time, vocab), whose rows must be contiguous.
+    def push(self, logits: NDArray[np.int16], tokens: Buffer) -> None:
+        """Code tokens, uint16 (time,), under logits (time, vocab), whose rows must be contiguous.
 
         raises: ValueError for another shape, a token outside the vocabulary, or after finish()
         """
@@ -124,14 +128,14 @@ class TokenDecoder:
     def __init__(
         self,
         vocabulary: Vocabulary,
-        table: NDArray[np.uint32],
+        table: Buffer,
         blobs: Sequence[bytes],
         sizes: Sequence[int],
         mixers: Sequence[Mixer] | None = None,
     ) -> None: ...
     @property
-    def active(self) -> NDArray[np.int64]:
-        """The numbers of the lanes that are not finished, ascending."""
+    def active(self) -> memoryview:
+        """int64: the numbers of the lanes that are not finished, ascending."""
 
     def step(self, logits: NDArray[np.int16]) -> NDArray[np.int64]:
         """Decode one token in every active lane: logits (active, vocab) -> tokens (active,).
@@ -150,8 +154,8 @@ class Lanes:
     """The state of some lanes of one Engine's model. Belongs to one caller at a time."""
 
     def __len__(self) -> int: ...
-    def select(self, lanes: NDArray[np.int64]) -> Lanes:
-        """Copies of these lanes, in this order; ValueError for one that is not here."""
+    def select(self, lanes: Buffer) -> Lanes:
+        """Copies of these lanes (int64), in this order; ValueError for one that is not here."""
 
     @staticmethod
     def join(parts: Sequence[Lanes]) -> Lanes:
@@ -174,7 +178,7 @@ class Engine:
         layers: int,
         hidden: int,
         hash_rows: int,
-        weights: Mapping[str, NDArray[Any]],
+        weights: Mapping[str, Buffer],
         isa: str = "",
         threads: int = 1,
     ) -> None: ...
@@ -193,26 +197,46 @@ class Engine:
         self,
         lanes: Lanes,
         tokens: NDArray[np.int64],
-        logits: NDArray[np.int16],
         alone: bool = False,
-    ) -> None:
-        """tokens (lanes, time) move the lanes; logits (lanes, time, vocab) are written.
+    ) -> NDArray[np.int16]:
+        """tokens (lanes, time) move the lanes; logits (lanes, time, vocab).
 
         alone: by the calling thread only
         raises: ValueError for another shape or a token outside the vocabulary; nothing moved then
         """
 
+def encode(
+    engine: Engine,
+    lanes: Lanes,
+    encoders: Sequence[TokenEncoder],
+    inputs: Buffer,
+    tokens: Buffer,
+    alone: bool,
+) -> None:
+    """Move one lane by inputs, int64 (time,), and code tokens, uint16 (time,), with all encoders.
+
+    raises: ValueError where these do not fit each other
+    """
+
+def parse_heads(
+    heads: bytes, *, chunk_size: int, coding_bits: int, codings: int, first: int, limit: int
+) -> tuple[tuple[bytes, ...], list[tuple[int, int, int]], int, int]:
+    """What lmfs.layout.Layout is made of: its columns, each int64; sections; size; end.
+
+    raises: ValueError that says what is wrong with the heads
+    """
+
 def advance(
     engine: Engine,
     lanes: Lanes,
     decoders: Sequence[TokenDecoder],
-    tokens: NDArray[np.int64],
+    tokens: Buffer,
     steps: int,
     alone: bool,
 ) -> int:
     """At most `steps` steps of the lanes, each with a decoder of one lane; how many were done.
 
-    tokens: (lanes,) the last token of each; replaced by the newest
+    tokens: int64 (lanes,) the last token of each; replaced by the newest
     Ends where a lane does. raises: ValueError where these do not fit each other, or a lane is done
     """
 

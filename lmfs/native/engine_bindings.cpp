@@ -24,7 +24,7 @@ using engine::Tensors;
 using Array = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 using Indices = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Tokens = nb::ndarray<const std::int64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Logits = nb::ndarray<std::int16_t, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+using Logits = nb::ndarray<nb::numpy, std::int16_t, nb::ndim<3>, nb::c_contig>;
 
 // Views of the arrays of `weights`, which `kept` then holds.
 Tensors to_tensors(const nb::dict& weights, std::vector<Array>& kept) {
@@ -63,16 +63,20 @@ Lanes join(const nb::sequence& parts) {
     return Lanes::join(pointers);
 }
 
-void run(Engine& self, Lanes& lanes, const Tokens& tokens, const Logits& logits, bool alone) {
-    const std::size_t vocab = self.model().sizes().vocab;
+// Logits (lanes, time, vocabulary) as a numpy array of their own.
+Logits run(Engine& self, Lanes& lanes, const Tokens& tokens, bool alone) {
     if (tokens.shape(0) != lanes.size())
         throw std::invalid_argument("tokens: expected " + std::to_string(lanes.size()) +
                                     " lanes, got " + std::to_string(tokens.shape(0)));
-    if (logits.shape(0) != tokens.shape(0) || logits.shape(1) != tokens.shape(1) ||
-        logits.shape(2) != vocab)
-        throw std::invalid_argument("logits: expected (lanes, time, vocabulary)");
-    nb::gil_scoped_release unlocked;
-    self.run(lanes, tokens.data(), tokens.shape(1), logits.data(), alone);
+    const std::size_t count = tokens.shape(0), time = tokens.shape(1);
+    const std::size_t vocab = self.model().sizes().vocab;
+    auto* logits = new std::int16_t[count * time * vocab];
+    nb::capsule owner(logits, [](void* p) noexcept { delete[] static_cast<std::int16_t*>(p); });
+    {
+        nb::gil_scoped_release unlocked;
+        self.run(lanes, tokens.data(), time, logits, alone);
+    }
+    return Logits(logits, {count, time, vocab}, owner);
 }
 
 }  // namespace
@@ -99,8 +103,7 @@ void bind_engine(nb::module_& module) {
                  return Lanes(self.model().sizes(), lanes);
              },
              "lanes"_a)
-        .def("run", &run, "lanes"_a, nb::arg("tokens").noconvert(), nb::arg("logits").noconvert(),
-             "alone"_a = false);
+        .def("run", &run, "lanes"_a, nb::arg("tokens").noconvert(), "alone"_a = false);
 
     module.def("usable_isas", [] {
         std::vector<std::string> names;

@@ -15,6 +15,7 @@
 
 #include "engine.hpp"
 #include "engine_bindings.hpp"
+#include "layout_bindings.hpp"
 #include "mixer_bindings.hpp"
 #include "token_coder.hpp"
 
@@ -29,6 +30,7 @@ using lmfs::Vocabulary;
 
 using Logits = nb::ndarray<const std::int16_t, nb::ndim<2>, nb::device::cpu>;
 using Tokens = nb::ndarray<const std::uint16_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Inputs = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using LastTokens = nb::ndarray<std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Table = nb::ndarray<const std::uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
@@ -48,11 +50,12 @@ std::size_t to_size(nb::handle item) {
     return static_cast<std::size_t>(size);
 }
 
-template <typename T>
-nb::ndarray<nb::numpy, T, nb::ndim<1>> to_numpy(std::vector<T> values) {
+// As a Framework's array: memoryviews where coding asks for them, for numpy takes long to load.
+template <typename Framework, typename T>
+nb::ndarray<Framework, T, nb::ndim<1>> to_array(std::vector<T> values) {
     auto* owned = new std::vector<T>(std::move(values));
     nb::capsule owner(owned, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
-    return nb::ndarray<nb::numpy, T, nb::ndim<1>>(owned->data(), {owned->size()}, owner);
+    return nb::ndarray<Framework, T, nb::ndim<1>>(owned->data(), {owned->size()}, owner);
 }
 
 FrequencyTable to_table(const Table& table) { return FrequencyTable(table.data(), table.shape(0)); }
@@ -116,6 +119,26 @@ void make_decoder(Decoder* self, std::shared_ptr<Vocabulary> vocabulary, const T
                        std::move(own));
 }
 
+// A window of one lane's tokens: what the model says of them goes to the lane's encoders.
+void encode(lmfs::engine::Engine& engine, lmfs::engine::Lanes& lanes, const nb::sequence& encoders,
+            const Inputs& inputs, const Tokens& tokens, bool alone) {
+    std::vector<Encoder*> lane_encoders;
+    for (nb::handle encoder : encoders) lane_encoders.push_back(&nb::cast<Encoder&>(encoder));
+    const std::size_t time = tokens.shape(0), vocab = engine.model().sizes().vocab;
+    if (lanes.size() != 1 || inputs.shape(0) != time)
+        throw std::invalid_argument("one lane, and as many inputs as tokens, are needed");
+    for (const Encoder* encoder : lane_encoders)
+        if (encoder->vocabulary().size() != vocab)
+            throw std::invalid_argument("encoders of this vocabulary are needed");
+    nb::gil_scoped_release unlocked;
+    std::vector<std::int16_t> logits(time * vocab);
+    engine.run(lanes, inputs.data(), time, logits.data(), alone);
+    for (Encoder* encoder : lane_encoders) {
+        const std::lock_guard<std::mutex> lock(encoder->mutex);
+        encoder->push({logits.data(), static_cast<std::ptrdiff_t>(vocab)}, tokens.data(), time);
+    }
+}
+
 // Steps of an engine and of decoders of one lane each, together: at most `steps` of them, fewer
 // where a lane ends. `tokens` holds the last ones, and then the new ones.
 std::size_t advance(lmfs::engine::Engine& engine, lmfs::engine::Lanes& lanes,
@@ -164,7 +187,7 @@ NB_MODULE(_core, module) {
                     nb::gil_scoped_release unlocked;
                     tokens = self.tokenize(view(data));
                 }
-                return to_numpy(std::move(tokens));
+                return to_array<nb::memview>(std::move(tokens));
             },
             "data"_a)
         .def(
@@ -235,7 +258,7 @@ NB_MODULE(_core, module) {
                     const std::lock_guard<std::mutex> lock(self.mutex);
                     active = self.active();
                 }
-                return to_numpy(std::move(active));
+                return to_array<nb::memview>(std::move(active));
             },
             // A property's own policy would tie a copy to the decoder's life.
             nb::rv_policy::automatic)
@@ -249,7 +272,7 @@ NB_MODULE(_core, module) {
                     const LogitRows rows = to_rows(logits, self.active().size(), self.vocabulary());
                     tokens = self.step(rows);
                 }
-                return to_numpy(std::move(tokens));
+                return to_array<nb::numpy>(std::move(tokens));
             },
             nb::arg("logits").noconvert())
         .def("chunks", [](Decoder& self) {
@@ -272,8 +295,11 @@ NB_MODULE(_core, module) {
         });
 
     lmfs::bind_engine(module);
+    lmfs::bind_layout(module);
     lmfs::bind_mixer(module);
 
+    module.def("encode", &encode, "engine"_a, "lanes"_a, "encoders"_a,
+               nb::arg("inputs").noconvert(), nb::arg("tokens").noconvert(), "alone"_a);
     module.def("advance", &advance, "engine"_a, "lanes"_a, "decoders"_a,
                nb::arg("tokens").noconvert(), "steps"_a, "alone"_a);
 }
