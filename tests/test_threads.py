@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import subprocess
@@ -104,6 +105,49 @@ def test_a_reader_waits_for_one_slice_of_the_background(one):
     order = [name for (name,) in log]
     assert order == ["slow", *["read"] * 3, *["ahead"] * 2, *["slow"] * 49]
     assert one.slices == {Priority.READ: 3, Priority.AHEAD: 2, Priority.BACKGROUND: 50}
+
+
+class Endless(Counted):
+    """Done only when others are."""
+
+    def __init__(self, name, log, others):
+        super().__init__(name, 1 << 30, log)
+        self.others = others
+
+    def advance(self, together, alone):
+        super().advance(together, alone)
+        self.done = all(other.done for other in self.others)
+
+
+def test_what_is_urgent_cannot_starve_the_rest(one):
+    log, gate = [], threading.Event()
+    first = Counted("first", 1, log, gate=gate)
+    waiters = [Waiter(one, [first], Urgency())]
+    assert first.begun.wait(WAIT_S)
+    ahead, background = Counted("ahead", 40, log), Counted("background", 3, log)
+    reading = Endless("read", log, [ahead, background])
+    for work, priority in (
+        (background, Priority.BACKGROUND),
+        (ahead, Priority.AHEAD),
+        (reading, Priority.READ),
+    ):
+        waiters.append(Waiter(one, [work], Urgency(priority)))
+        until(lambda: len(one._waiting) == len(waiters) - 1)
+    gate.set()
+    assert [waiter.end() for waiter in waiters] == [None] * 4
+    order = [name for (name,) in log[1:]]
+    # A reader waits for one slice of each at most, and they for so many of more urgent work.
+    assert order[: threads.MOST_PASSED + 3] == [
+        *["read"] * threads.MOST_PASSED,
+        "ahead",
+        "background",
+        "read",
+    ]
+    for name in ("ahead", "background"):
+        places = [-1, *(place for place, run in enumerate(order) if run == name)]
+        waits = [after - before - 1 for before, after in itertools.pairwise(places)]
+        assert max(waits) <= threads.MOST_PASSED + 1
+    assert (order.count("ahead"), order.count("background")) == (40, 3)
 
 
 def test_work_becomes_urgent_when_somebody_needs_it(one):

@@ -264,7 +264,7 @@ class Chooser:
                 primer.feed(chunk)
                 continue
             mixer = primer.mixer().copy()
-            offer(i, _MIX, mixer.encode(chunk))
+            offer(i, _MIX, self._mix.encode_on(mixer, chunk))
             primer.feed(chunk, mixer)
         after = primer.mixer() if primed else None
         mixed = self._mix.encode([chunks[i] for i in primed], after)

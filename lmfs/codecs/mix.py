@@ -41,8 +41,8 @@ class _Lane(Work):
 
 
 class _Encoding(_Lane):
-    def __init__(self, mixer: Mixer, chunk: bytes) -> None:
-        super().__init__(mixer)
+    def __init__(self, mixer: Mixer, chunk: bytes, *, own: bool = False) -> None:
+        super().__init__(mixer, own=own)
         self._chunk = chunk
 
     def _start(self, mixer: Mixer) -> MixEncoder:
@@ -90,6 +90,12 @@ class MixCodec:
         ]
         queue().run(lanes)
         return [_whole(lane.result) for lane in lanes]
+
+    def encode_on(self, mixer: Mixer, chunk: bytes) -> bytes:
+        """The blob of the next chunk; the mixer has then seen it."""
+        lane = _Encoding(mixer, chunk, own=True)
+        queue().run([lane])
+        return lane.result or b""
 
     def go_on(self, mixer: Mixer, blob: bytes, size: int) -> bytes:
         """The chunk; the mixer has then seen it. raises: DamagedError, the mixer being spoilt"""

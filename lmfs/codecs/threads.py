@@ -5,8 +5,9 @@ Knows neither chunks nor files. Any thread may call it, except that a slice must
 queue. Threads start with the first work, never before a fork.
 
 Work is cut into *slices* of some milliseconds; between two of them it may be put off for what is
-more urgent, and pieces of work that advance together (lanes of one engine) join and part. None of
-this can change a result.
+more urgent, but not for ever: after MOST_PASSED slices of more urgent work it has one of its own.
+Pieces of work that advance together (lanes of one engine) join and part. None of this can change a
+result.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from lmfs.errors import EngineError
 
 THREADS_VARIABLE = "LMFS_THREADS"
 MAX_THREADS = 256
+# A tenth of a second, about, and a seventeenth of the processors.
+MOST_PASSED = 16
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -147,9 +150,6 @@ class _Entry:
     def __init__(self, order: int, work: Work, urgency: Urgency, left: _Left) -> None:
         self.order, self.work, self.urgency, self.left = order, work, urgency, left
 
-    def place(self) -> tuple[int, int]:
-        return self.urgency.priority, self.order
-
 
 class _Left:
     """What somebody waits for."""
@@ -174,6 +174,8 @@ class Queue:
         self.threads = threads
         self.slices = dict.fromkeys(Priority, 0)  # so many have run, by their priority
         self._waiting: list[_Entry] = []
+        # While work of this priority waited, so many slices of more urgent work have begun.
+        self._passed = dict.fromkeys(Priority, 0)
         self._running = 0
         self._stopped = False
         self._process = os.getpid()
@@ -248,20 +250,36 @@ class Queue:
             entry.left.end(Cancelled())
         if not self._waiting:
             return []
-        first = min(self._waiting, key=_Entry.place)
+        # Others may raise an urgency meanwhile: it is looked at once.
+        priorities = {entry: entry.urgency.priority for entry in self._waiting}
+        priority = self._next_priority(set(priorities.values()))
+        first = min(
+            (entry for entry in self._waiting if priorities[entry] == priority),
+            key=lambda entry: entry.order,
+        )
         taken = [first]
         if first.work.group is not None:
-            priority = first.urgency.priority
             mates = [
                 entry
                 for entry in self._waiting
-                if entry.work.group == first.work.group and entry.urgency.priority == priority
+                if entry.work.group == first.work.group and priorities[entry] == priority
             ]
             idle = self.threads - self._running
             share = min(-(-len(mates) // idle), first.work.most)
             taken = sorted(mates, key=lambda entry: entry.order)[:share]
         self._waiting = [entry for entry in self._waiting if entry not in taken]
         return taken
+
+    def _next_priority(self, waiting: set[Priority]) -> Priority:
+        """The most urgent of those that wait, unless another was passed too often."""
+        overdue = [priority for priority in waiting if self._passed[priority] >= MOST_PASSED]
+        chosen = min(overdue or waiting)
+        for priority in Priority:
+            if priority == chosen or priority not in waiting:
+                self._passed[priority] = 0
+            elif priority > chosen:
+                self._passed[priority] += 1
+        return chosen
 
 
 def _advance(works: Sequence[Work], alone: bool) -> BaseException | None:

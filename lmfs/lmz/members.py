@@ -168,7 +168,7 @@ class Chunks:
             starts, sizes = array("q"), array("q")
             for member in members:
                 starts.extend(start + member.start for start in member.layout.starts)
-                sizes.frombytes(member.layout.sizes)
+                sizes.extend(member.layout.sizes)
             self.starts, self.sizes = memoryview(starts), memoryview(sizes)
         self._first_chunks = [member.first_chunk for member in members]
         self.size = sum(member.size for member in members)
