@@ -7,8 +7,8 @@ import io
 import numpy as np
 import pytest
 
-from lmfs import engines
 from lmfs.engines.ort import CPU, OrtEngine
+from lmfs.engines.walk import walk as walk_engine
 from lmfs.errors import ModelError
 from lmfs.models import registry
 from lmfs.models.package import ModelPackage
@@ -28,7 +28,7 @@ def engine(package: ModelPackage, lowering: str, threads: int = 2) -> OrtEngine:
 
 def walk(package: ModelPackage, lowering: str, tokens: np.ndarray, threads: int = 2) -> np.ndarray:
     stepwise = lowering.startswith("step")
-    return engines.walk(engine(package, lowering, threads), tokens, stepwise=stepwise)
+    return walk_engine(engine(package, lowering, threads), tokens, stepwise=stepwise)
 
 
 def random_tokens(package: ModelPackage, lanes: int, steps: int, seed: int = 7) -> np.ndarray:

@@ -113,7 +113,8 @@ def test_every_truncation_yields_every_whole_chunk():
     data = random.Random(9).randbytes(640)
     container = packed(data)
     with reader(container) as whole:
-        ends = whole.members[0].layout.blob_offsets + whole.members[0].layout.coded_sizes
+        layout = whole.members[0].layout
+        ends = list(map(sum, zip(layout.blob_offsets, layout.coded_sizes, strict=True)))
     for length in range(int(whole.members[0].layout.frame_offsets[0]), len(container)):
         parts = recovered(container[:length])
         assert len(parts) == int((ends <= length).sum())

@@ -337,7 +337,7 @@ def test_every_truncation_yields_every_whole_chunk(followed, search):
     container, chunks = followed
     with reader(container) as whole:
         layout = whole.members[0].layout
-        ends = (layout.blob_offsets + layout.coded_sizes).tolist()
+        ends = list(map(sum, zip(layout.blob_offsets, layout.coded_sizes, strict=True)))
         first = int(layout.frame_offsets[0])
     for length in sorted({*range(first, len(container), 211), *ends, *(end - 1 for end in ends)}):
         parts = recovered(container[:length], **search)
@@ -348,7 +348,7 @@ def test_lost_frames_in_the_primer(followed, search):
     """Bytes are gone, so that frames must be searched for: nothing wrong is found."""
     container, chunks = followed
     with reader(container) as whole:
-        begin, end = whole.members[0].layout.frame_offsets[[1, 3]].tolist()
+        _, begin, _, end = whole.members[0].layout.frame_offsets[:4]
     for broken in (
         container[: begin + 20] + container[end:],
         container[:begin] + bytes(end - begin) + container[end:],

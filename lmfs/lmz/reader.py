@@ -120,15 +120,17 @@ class LmzReader(io.BufferedIOBase):
         totals: dict[str, list[int]] = {}
         for member in self._members:
             layout = member.layout
-            names = [coding.codec.name.lower() for coding in member.codings]
+            of_coding = [
+                totals.setdefault(coding.codec.name.lower(), [0, 0, 0]) for coding in member.codings
+            ]
             for coding, size, coded_size in zip(
                 layout.codings, layout.sizes, layout.coded_sizes, strict=True
             ):
-                total = totals.setdefault(names[coding], [0, 0, 0])
+                total = of_coding[coding]
                 total[0] += 1
                 total[1] += size
                 total[2] += coded_size
-        return {name: CodecStatistics(*total) for name, total in totals.items()}
+        return {name: CodecStatistics(*total) for name, total in totals.items() if total[0]}
 
     # -- chunks
 

@@ -85,8 +85,11 @@ void normalise(const Model& model, const std::int16_t* x, std::int8_t* n) {
 
 void shift_tokens(const Shift& shift, const std::int8_t* n, const std::int8_t* before,
                   std::size_t width, std::uint8_t* operand) {
+    // Copies: bytes may be stored anywhere, into `shift` too, and the loop would not be vectorised.
+    const std::int16_t* now = shift.now;
+    const std::int16_t* past = shift.past;
     for (std::size_t c = 0; c < width; ++c) {
-        const std::int32_t mixed = (n[c] * shift.now[c] + before[c] * shift.past[c] + 32) >> 6;
+        const std::int32_t mixed = (n[c] * now[c] + before[c] * past[c] + 32) >> 6;
         operand[c] =
             static_cast<std::uint8_t>(clip(mixed, -kActivationMax, kActivationMax) + kUnsigned);
     }

@@ -191,13 +191,13 @@ private:
     // The order of the quads: first those in groups within the limit, which grouped_ counts.
     // Greedy: the one with the largest bound, then the next ones that still fit.
     std::vector<std::size_t> group(const std::vector<Bounds>& bounds, std::int32_t limit) {
-        const auto largest = [&](std::size_t quad) {
-            return *std::max_element(bounds[quad].begin(), bounds[quad].end());
-        };
+        std::vector<std::int32_t> largest;
+        for (const Bounds& bound : bounds)
+            largest.push_back(*std::max_element(bound.begin(), bound.end()));
         std::vector<std::size_t> left(bounds.size()), order, alone;
         for (std::size_t quad = 0; quad < left.size(); ++quad) left[quad] = quad;
         std::stable_sort(left.begin(), left.end(),
-                         [&](std::size_t a, std::size_t b) { return largest(a) > largest(b); });
+                         [&](std::size_t a, std::size_t b) { return largest[a] > largest[b]; });
         while (!left.empty()) {
             std::array<std::size_t, kGroup> places{0};
             std::size_t members = 1;
