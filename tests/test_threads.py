@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from lmfs.codecs import lm, mix, threads
+from lmfs.codecs import lm, mix, primer, threads
 from lmfs.codecs.lm import LmCodec
 from lmfs.codecs.mix import MixCodec
 from lmfs.codecs.threads import (
@@ -287,6 +287,46 @@ def test_a_fork_has_threads_of_its_own():
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("slice_tokens", [1, 7, 1 << 20])
+def test_priming_in_slices_gives_the_same_state(tiny, data, monkeypatch, slice_tokens):
+    text = (data / "alice29.txt").read_bytes()[:900]
+    expected = Mixer(profile_2().mixer, tiny.tokenizer().vocabulary)
+    got = expected.copy()
+    expected.prime(text, 300)
+    monkeypatch.setattr(primer, "SLICE_TOKENS", slice_tokens)
+    queue = Queue(1)
+    monkeypatch.setattr(primer, "queue", lambda: queue)
+    primer.prime(got, [text[at : at + 300] for at in (0, 300, 600)])
+    tokens = sum(len(tiny.tokenizer().tokenize(text[at : at + 300])) for at in (0, 300, 600))
+    assert sum(queue.slices.values()) >= tokens / slice_tokens
+    assert got.adaptive() == expected.adaptive()
+    assert got.encode(text[100:400]) == expected.encode(text[100:400])
+    queue._stop()
+
+
+def test_a_state_is_behind_what_is_known_when_it_is_ready(tiny, data, monkeypatch):
+    """Chunks that are fed while a state is made, with a state of their own or without."""
+    text = (data / "alice29.txt").read_bytes()[:1000]
+    start = Mixer(profile_2().mixer, tiny.tokenizer().vocabulary)
+    known = primer.Primer(1000, start.copy)
+    known.feed(text[:250])
+    real = primer.prime
+
+    def interrupted(mixer, texts):
+        real(mixer, texts)
+        if known.end == 250:
+            known.feed(text[250:500])
+        elif known.end == 500:
+            newer = start.copy()
+            newer.prime(text[:750], 250)
+            known.feed(text[500:750], newer)
+
+    monkeypatch.setattr(primer, "prime", interrupted)
+    got = known.mixer().copy()
+    start.prime(text[:750], 250)
+    assert got.encode(text[750:]) == start.encode(text[750:])
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])

@@ -6,11 +6,12 @@ Owns: the list, and the help that shows them together. Errors are lmfs.cli's. On
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+import lmfs as package
 
 COMMANDS = (
     "mount",
@@ -70,7 +71,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"lmfs {importlib.metadata.version('lmfs')}")
+        print(f"lmfs {package.__version__}")
         raise typer.Exit
 
 

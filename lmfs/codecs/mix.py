@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lmfs.codecs.primer import SLICE_TOKENS
 from lmfs.codecs.threads import Work, queue
 from lmfs.errors import DamagedError
 from lmfs.models.package import ModelPackage
 from lmfs.native import MixDecoder, MixEncoder, Mixer
 from lmfs.profile import CoderProfile
-
-SLICE_TOKENS = 2048  # some 7 ms
 
 
 class _Lane(Work):

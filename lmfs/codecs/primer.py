@@ -8,15 +8,38 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
-from lmfs.codecs.threads import Turn
+from lmfs.codecs.threads import Turn, Work, queue
+from lmfs.native import MixEncoder, Mixer
 
-if TYPE_CHECKING:
-    from lmfs.native import Mixer
-
+SLICE_TOKENS = 2048  # of a mixer, some 7 ms
 STATE_BYTES = 5 << 19  # of a mixer behind 256 KiB
+
+
+class _Priming(Work):
+    """A mixer on its way behind some texts: it encodes them, and the blobs are dropped."""
+
+    def __init__(self, mixer: Mixer, texts: Sequence[bytes]) -> None:
+        self._mixer, self._texts = mixer, iter(texts)
+        self._coder: MixEncoder | None = None
+
+    def advance(self, together: Sequence[Any], alone: bool) -> None:
+        if self._coder is None:
+            text = next(self._texts, None)
+            if text is None:
+                self.done = True
+                return
+            self._coder = MixEncoder(self._mixer, text)
+        if not self._coder.go_on(SLICE_TOKENS):
+            self._coder = None
+
+
+def prime(mixer: Mixer, texts: Sequence[bytes]) -> None:
+    """Lead a mixer through texts, each tokenized by itself; raises Cancelled, the mixer spoilt."""
+    if texts:
+        queue().run([_Priming(mixer, texts)])
 
 
 class Primer:
@@ -34,6 +57,7 @@ class Primer:
         self._chunks: dict[int, bytes] = {}
         self._unseen: list[bytes] = []  # known, but not yet seen by the mixer
         self._lock = threading.Lock()
+        self._learning = Turn()  # of whoever makes the state
         self.growing = Turn()  # of whoever decodes what is to be fed
 
     def wants(self, start: int) -> bool:
@@ -52,7 +76,7 @@ class Primer:
             if mixer is not None:
                 self._mixer, self._unseen = mixer, []
             else:
-                self._unseen.append(chunk)
+                self._unseen = [*self._unseen, chunk]
 
     def shorten(self, limit: int) -> None:
         """Let it end there, which is not before what is known."""
@@ -73,15 +97,20 @@ class Primer:
 
     def mixer(self) -> Mixer:
         """The state behind all that is known. Not to be changed: `copy` it."""
-        with self._lock:
-            if self._mixer is None:
-                self._mixer = self._start()
-            elif self._unseen:
-                self._mixer = self._mixer.copy()  # others may be using it
-            for chunk in self._unseen:
-                self._mixer.prime(chunk, len(chunk))
-            self._unseen = []
-            return self._mixer
+        with self._learning:
+            while True:
+                with self._lock:
+                    before, unseen = self._mixer, self._unseen
+                    if before is not None and not unseen:
+                        return before
+                # Copied, for others may be using it.
+                mixer = self._start() if before is None else before.copy()
+                prime(mixer, unseen)
+                with self._lock:
+                    if self._mixer is before:  # else somebody fed a newer one
+                        self._mixer, self._unseen = mixer, self._unseen[len(unseen) :]
+                        if not self._unseen:
+                            return mixer
 
     def serves(self, start: int) -> bool:
         """Whether everything is known that the chunk at `start` follows."""

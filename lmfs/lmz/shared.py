@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import os
 import stat
-import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING, cast
 
 import blake3
 
+from lmfs.codecs.primer import prime
+from lmfs.codecs.threads import Turn
 from lmfs.container import ID_BYTES, MAX_PRIMER_BYTES, CodecId, Coding
 from lmfs.errors import DamagedError, LmfsError
 
@@ -29,7 +30,7 @@ SUFFIX = ".lmz"
 _MOST_STATES = 8  # some megabytes each
 
 _states: OrderedDict[tuple[bytes | None, ...], Mixer] = OrderedDict()
-_lock = threading.Lock()
+_lock = Turn()
 
 
 def primer_id(text: bytes) -> bytes:
@@ -71,7 +72,8 @@ def _behind(coding: Coding, search: Sequence[Path]) -> Mixer:
     assert coding.shared_id is not None
     plain = Coding(CodecId.MIX, coding.model_id, coding.profile_id)
     mixer = cast("MixCodec", open_codec(plain, search)).start()
-    mixer.prime(find_text(coding.shared_id, search), PIECE_BYTES)
+    text = find_text(coding.shared_id, search)
+    prime(mixer, [text[at : at + PIECE_BYTES] for at in range(0, len(text), PIECE_BYTES)])
     return mixer
 
 
