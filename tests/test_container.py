@@ -368,6 +368,12 @@ def test_heads_that_cannot_be(heads, error):
         layout.parse_heads(b"".join(map(container.pack_varint, heads)), HEADER, 0, 4000, None)
 
 
+def test_no_heads_where_not_even_those_fit():
+    assert layout.parse_heads(b"", HEADER, 50, 50, None).end == 50
+    with pytest.raises(DamagedError):
+        layout.parse_heads(b"", HEADER, 50, 49, None)
+
+
 def test_an_undeclared_coding():
     two = Header(Kind.ARCHIVE, 1000, CODINGS[:2])
     assert two.coding_bits == 2

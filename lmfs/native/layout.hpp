@@ -69,6 +69,7 @@ inline MemberLayout parse_heads(std::string_view heads, const LayoutRules& rules
     MemberLayout layout;
     HeadReader reader(heads);
     layout.end = rules.first;
+    if (layout.end > rules.limit) throw std::invalid_argument("no room for frames");
     while (!reader.ended()) {
         const std::size_t begin = reader.at();
         std::int64_t word = reader.varint(), size = rules.chunk_size;
