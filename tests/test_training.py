@@ -158,7 +158,7 @@ def work(tmp_path, data):
     (tmp_path / "dev").mkdir()
     for name in train.WEIGHTS:
         np.save(tmp_path / "tokens" / f"{name}.npy", vocab.tokenize(text))
-    row = vocab.tokenize(text[:2000])
+    row = np.array(vocab.tokenize(text[:2000]))
     np.savez(tmp_path / "dev" / "a", tokens=row[None], lengths=np.array([len(row)]), bytes=2000)
     return tmp_path
 
