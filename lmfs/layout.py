@@ -32,11 +32,16 @@ INDEX_COMPRESSED = 1
 INDEX_HEADER_COPY = 2
 INDEX_LEVEL = 19
 
+# What a reader keeps of a member is in proportion to the numbers in its heads, and these may be a
+# thousand times as many as the bytes of the file that hold them.
+MAX_HEAD_NUMBERS = 1 << 22  # a chunk of full size has one
+MAX_INDEX_BYTES = 1 << 26
+
 
 def unpack_varints(data: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """All varints of `data`: their values (n,) and the offsets behind them (n,).
 
-    raises: ValueError if one is cut, not minimal, or 2^63 or more.
+    raises: ValueError if one is cut, not minimal, or 2^63 or more, or if they are too many.
     """
     octets = np.frombuffer(data, dtype=np.uint8)
     if not len(octets):
@@ -44,6 +49,8 @@ def unpack_varints(data: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     last = octets < 0x80
     if not last[-1]:
         raise ValueError("a varint is cut off")
+    if np.count_nonzero(last) > MAX_HEAD_NUMBERS:
+        raise ValueError(f"more than {MAX_HEAD_NUMBERS} varints")
     ends = np.flatnonzero(last) + 1
     starts = np.concatenate(([0], ends[:-1]))
     lengths = ends - starts
@@ -227,8 +234,10 @@ def index_body(section: bytes, limit: int, where: object) -> tuple[int, bytes, b
             stored_size, at = unpack_varint(section, at)
     except ValueError as reason:
         raise DamagedError(f"index: {reason}", where=where) from None
-    if size > limit or stored_size != len(section) - at:
+    if size > min(limit, MAX_INDEX_BYTES) or stored_size != len(section) - at:
         raise DamagedError("index length", where=where)
+    if flags & INDEX_COMPRESSED and stored_size >= size:
+        raise DamagedError("index: compressed, but not shorter", where=where)
     body = section[at:]
     if flags & INDEX_COMPRESSED:
         body = zstd_blob.decompress(body, size)

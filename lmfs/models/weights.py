@@ -7,6 +7,7 @@ Functions are pure; arrays are views of the bytes where their alignment allows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,8 @@ _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW = 1, 2, 8, 9
 _TYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 3: np.dtype("i1")}
 _VARINT, _BYTES = 0, 2  # wire types
 _MAX_DIMENSION = 1 << 31
+_MAX_DIMENSIONS = 8
+_MAX_TENSORS = 1 << 16
 
 
 def read_weights(data: bytes) -> dict[str, NDArray[Any]]:
@@ -31,6 +34,8 @@ def read_weights(data: bytes) -> dict[str, NDArray[Any]]:
             name, array = _tensor(message)
             if name in tensors:
                 raise ModelError("two tensors of one name", where=name)
+            if len(tensors) == _MAX_TENSORS:
+                raise ModelError("too many tensors", expected=f"at most {_MAX_TENSORS:,}")
             tensors[name] = array
     return tensors
 
@@ -40,7 +45,8 @@ def _tensor(message: memoryview) -> tuple[str, NDArray[Any]]:
     kind, name, raw = 0, "", None
     for field, value in _fields(message):
         if field == _TENSOR_DIMS:
-            shape += [value] if isinstance(value, int) else _packed(value)
+            shape += [value] if isinstance(value, int) else _packed(value[: 10 * _MAX_DIMENSIONS])
+            del shape[_MAX_DIMENSIONS + 1 :]  # it is refused
         elif field == _TENSOR_TYPE and isinstance(value, int):
             kind = value
         elif field == _TENSOR_NAME and isinstance(value, memoryview):
@@ -52,9 +58,9 @@ def _tensor(message: memoryview) -> tuple[str, NDArray[Any]]:
     if kind not in _TYPES or raw is None:
         raise ModelError("tensor", where=name, expected="raw int8 or float32", got=f"type {kind}")
     dtype = _TYPES[kind]
-    size = dtype.itemsize
-    for length in shape:
-        size *= min(length, _MAX_DIMENSION)
+    if len(shape) > _MAX_DIMENSIONS or not all(0 < n < _MAX_DIMENSION for n in shape):
+        raise ModelError("tensor", where=name, expected="a shape", got=shape[:_MAX_DIMENSIONS])
+    size = dtype.itemsize * math.prod(shape)
     if size != len(raw):
         raise ModelError("tensor", where=name, expected=f"{size} bytes", got=len(raw))
     array = np.frombuffer(raw, dtype).reshape(shape)

@@ -135,11 +135,13 @@ class ControlServer:
             threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
 
     def _answer(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError, ValueError):
+        with connection, contextlib.suppress(OSError, ValueError, RecursionError):
             if not _may_ask(connection):
                 return
             while request := connection.recv(_MESSAGE_BYTES):
                 asked = json.loads(request)
+                if not isinstance(asked, dict):
+                    return
                 if asked.get("do") != "open":
                     connection.send(json.dumps(self._reply(asked)).encode())
                     continue
@@ -192,8 +194,8 @@ class Control:
         try:
             self._socket.send(json.dumps({"do": "open"}).encode())
             data, fds, _, _ = socket.recv_fds(self._socket, _MESSAGE_BYTES, 1)
-            path = json.loads(data)["path"] if len(fds) == 1 else None
-        except (OSError, ValueError, KeyError) as error:
+            path = str(json.loads(data)["path"]) if len(fds) == 1 else None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._no_answer(error) from error
         if path is None:
             raise self._no_answer("refused")
@@ -212,13 +214,14 @@ class Control:
         try:
             self._socket.send(json.dumps({"do": do, **arguments}).encode())
             reply = json.loads(self._socket.recv(_MESSAGE_BYTES) or b"null")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise self._no_answer(error) from error
         if not isinstance(reply, dict):
             raise self._no_answer("nothing")
         if "error" in reply:
             refused = LmfsError(str(reply["error"]))
-            refused.exit_code = int(reply.get("exit_code", LmfsError.exit_code))
+            code = reply.get("exit_code")
+            refused.exit_code = code if isinstance(code, int) else LmfsError.exit_code
             raise refused
         return reply
 
