@@ -754,7 +754,8 @@ class TestOtherUsers:
     def as_nobody(self, code, *args):
         # What is imported later may lie where only root may look.
         before = (
-            "import os, socket, sys, traceback\nfrom lmfs.cli import message\nfrom lmfs.store import locate\n"
+            "import os, socket, sys, traceback\n"
+            "from lmfs.cli import message\nfrom lmfs.store import locate\n"
             "os.setgroups([])\nos.setgid(65534)\nos.setuid(65534)\n"
         )
         return subprocess.run(

@@ -83,7 +83,8 @@ def _resolved(path: str) -> str:
 
 def _find_root(directory: str, device: int) -> str | None:
     while True:
-        if os.path.lexists(os.path.join(directory, DIRECTORY, "store.json")):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(os.path.join(directory, DIRECTORY, "store.json"))
             _check_owner(directory)
             return directory
         above = os.path.dirname(directory)

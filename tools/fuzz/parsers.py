@@ -26,6 +26,7 @@ import random
 import resource
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -45,6 +46,11 @@ from lmfs.lmz.recovery import Recovered
 from lmfs.models import certificate
 from lmfs.models.package import ModelPackage
 from lmfs.profile import profile_2
+from lmfs.store.freeze import Action, freeze, thaw
+from lmfs.store.fsck import Check, Finding
+from lmfs.store.marks import Marks
+from lmfs.store.repair import Repair
+from lmfs.store.store import Store
 from lmfs.types import Engine
 
 from . import mutate
@@ -249,6 +255,128 @@ def check_package(data: bytes, folder: pathlib.Path) -> str:
     return done
 
 
+# ---------------------------------------------------------------------------------- stores
+
+
+def make_store(folder: pathlib.Path, search: Sequence[pathlib.Path]) -> None:
+    """A store with a hot file and frozen ones that need a model and a shared primer."""
+    folder.mkdir()
+    tiny = ModelPackage.load(search[0] / "tiny.lmm")
+    log = (_DATA / "dpkg.log").read_bytes()
+    text = _primer_text()
+    shared_id = shared.primer_id(text)
+    with Store.create(folder) as store:
+        store.primers.mkdir()
+        shutil.copy(search[0] / shared.file_name(shared_id), folder / ".lmfs" / "primers")
+        marks = Marks(store)
+        coding = Coding(CodecId.MIX, tiny.id, profile_2().id, shared_id=shared_id)
+        follows = shared_id, shared.shared_mixer(coding, search)
+        for name, chooser in (
+            ("plain", Chooser(None, zstd_level=3)),
+            ("modelled", Chooser(tiny, 4, primer_bytes=2000)),
+            ("primed", Chooser(tiny, 4, primer_bytes=0, shared=follows)),
+        ):
+            (folder / name).write_bytes(log[3000:15000])
+            store.pin_model(tiny.id, tiny.path)
+            done = freeze(marks, name, chooser, model=tiny, chunk_size=1000)
+            if done.reason is not None:
+                raise Broken(f"{name}: {done.reason}")
+        (folder / "hot").write_bytes(log[:5000])
+        marks.close()
+
+
+def check_store(folder: pathlib.Path) -> str:
+    """Check it, read and thaw what it has; raises Broken. Returns what became of it, in a word."""
+    wanted = (_DATA / "dpkg.log").read_bytes()[3000:15000]
+    findings: list[Finding] = []
+    try:
+        store = Store.open(folder)
+    except (LmfsError, OSError):
+        return "refused"
+    with store:
+        shared.forget_states()
+        marks = Marks(store)
+        try:
+            check = Check(marks, findings.append)
+            check.own_directory()
+            for name, _ in list(check.files()):
+                check.structure(name)
+            for name in list(check.frozen):
+                findings += check.content(name, lambda _: None)
+            repair = Repair(marks)
+            for finding in findings:
+                with contextlib.suppress(LmfsError, OSError):
+                    repair.settle(finding)
+            for name in ("plain", "modelled", "primed"):
+                with contextlib.suppress(LmfsError, OSError):
+                    if thaw(marks, name).action is not Action.THAWED:
+                        continue
+                    if (folder / name).read_bytes() != wanted:
+                        raise Broken(f"{name}: other bytes")
+        except OSError:
+            return "refused"
+        finally:
+            marks.close()
+    return "found" if findings else "clean"
+
+
+def _changed_store(folder: pathlib.Path, rng: random.Random) -> str:
+    """One thing in a store changed; which, and how."""
+    path = rng.choice([p for p in sorted(folder.rglob("*")) if p.name != "hot"])
+    way = rng.choice(("flip", "cut", "gone", "link", "fifo", "folder", "name"))
+    if path.is_dir():
+        if way in ("link", "fifo"):
+            path.rename(folder.parent / "moved")
+            os.symlink("../../moved", path) if way == "link" else os.mkfifo(path)
+        else:
+            (path / "junk").write_bytes(b"x")
+        return f"{way} {path.name}"
+    data = path.read_bytes()
+    if way == "flip":
+        path.write_bytes(mutate.flipped(rng, data))
+    elif way == "cut":
+        os.truncate(path, rng.randrange(len(data) + 1))
+    elif way == "name":
+        path.rename(path.with_name("other"))
+    else:
+        path.rename(folder.parent / "moved")
+        if way == "link":
+            os.symlink(os.path.relpath(folder.parent / "moved", path.parent), path)
+        elif way == "fifo":
+            os.mkfifo(path)
+        elif way == "folder":
+            path.mkdir()
+    return f"{way} {path.name}"
+
+
+def run_store(target: Target, rng: random.Random, most: int) -> dict[str, int]:
+    """Stores with one thing changed; how many of each outcome. raises: Broken and others"""
+    counts: dict[str, int] = {}
+    whole = target.folder / "whole"
+    if not whole.exists():
+        make_store(whole, target.search)
+    for _ in range(most):
+        with tempfile.TemporaryDirectory(dir=target.folder) as scratch:
+            folder = pathlib.Path(scratch) / "store"
+            _copy(whole, folder)
+            how = _changed_store(folder, rng)
+            outside = {p.name: p.read_bytes() for p in folder.parent.iterdir() if p.is_file()}
+            try:
+                outcome = check_store(folder)
+            except BaseException:
+                print(f"broken by a store: {how}", file=sys.stderr)
+                raise
+            now = {p.name: p.read_bytes() for p in folder.parent.iterdir() if p.is_file()}
+            if now != outside:
+                raise Broken(f"a file outside the store was changed: {how}")
+        counts[outcome] = counts.get(outcome, 0) + 1
+    return counts
+
+
+def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
+    shutil.copytree(source, target, copy_function=shutil.copy2)  # with extended attributes
+
+
 # ----------------------------------------------------------------------------------- runs
 
 
@@ -307,6 +435,12 @@ def run(target: Target, seed: int, seconds: float, most: int | None = None) -> d
     return counts
 
 
+def _stores(target: Target, seed: int, seconds: float) -> Iterator[dict[str, int]]:
+    rng, end = random.Random(seed), time.monotonic() + seconds
+    while time.monotonic() < end:
+        yield run_store(target, rng, 20)
+
+
 def guided(target: Target, seconds: float) -> None:
     """libFuzzer's loop; does not come back."""
     import atheris  # type: ignore[import-not-found]
@@ -350,7 +484,8 @@ def main() -> None:
     elif args.guided:
         guided(target, args.seconds)
     else:
-        print(run(target, args.seed, args.seconds))
+        half = args.seconds / 2
+        print(run(target, args.seed, half), *_stores(target, args.seed, half))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         print(f"at most {peak / 1024:.0f} MiB of memory")
 
