@@ -32,7 +32,7 @@ from lmfs.models.verify import verify
 from lmfs.models.weights import read_weights
 from lmfs.store.control import Control, ControlServer, Mount
 from lmfs.store.locate import locate
-from lmfs.store.marks import Marks
+from lmfs.store.marks import Marks, State
 from lmfs.store.store import Store
 from lmfs.tokenizer import Tokenizer
 
@@ -140,6 +140,18 @@ class TestBombs:
             for read in (reader, lmz.decompress):
                 with pytest.raises(LmfsError):
                     read(container).verify()
+
+    def test_a_frozen_file_that_claims_more_than_a_file_can_have(self, backing):
+        """Its size is told from the trailer alone: as a signed number it would be negative."""
+        whole = packed(b"x" * 1000, store_id=backing.store.id)
+        (parts,) = mutate.take_apart(whole)
+        backing.write("f", whole)
+        assert backing.facts("f").size == 1000
+        parts.wrong = {"size": (1 << 63) + 5}
+        backing.write("f", parts.pack())
+        facts = backing.facts("f")
+        assert facts.state is State.DAMAGED
+        assert facts.size < 1 << 63
 
     def test_a_sparse_file_with_an_index_of_a_terabyte(self, tmp_path):
         """Takes no room on the disk, and would take it all in memory."""

@@ -30,12 +30,13 @@ def shipped(name: str = DEFAULT_MODEL) -> ModelPackage:
 def find(model_id: bytes, search: Sequence[pathlib.Path] = ()) -> ModelPackage:
     """The package with this id: from `search` (files or folders), LMFS_MODEL_PATH, or shipped.
 
-    In `search`, which a store names, symlinks are not followed: they may lead out of it.
+    In folders of `search`, mostly a store's, symlinks are not followed: they may lead out of it.
     Raises UnknownModelError that says where lmfs looked, ModelError for a damaged package.
     """
     places = [*search, *_environment(), SHIPPED_FOLDER]
-    own = [path for path in _candidates(search, model_id) if not path.is_symlink()]
-    for path in (*own, *_candidates(places[len(search) :], model_id)):
+    for path in _candidates(places, model_id):
+        if path.parent in search and path.is_symlink():
+            continue
         package = _load(path)
         if package.id == model_id:
             return package
