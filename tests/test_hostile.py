@@ -40,10 +40,12 @@ DATA = text(20 * CHUNK + 5)
 MEMORY_BOUND = 2 << 30  # FORMAT.md, "Limits"
 
 
-def limited(code: str, *args: object, seconds: float = 60, memory: int = MEMORY_BOUND):
+def limited(code: str, *args: object, seconds: float = 300, memory: int = MEMORY_BOUND):
     """Run Python with so many bytes of addresses; it must end in time."""
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({memory}, {memory}))\n"
-    environment = os.environ | {"LMFS_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    environment = os.environ | dict.fromkeys(
+        ("LMFS_THREADS", "OPENBLAS_NUM_THREADS", "MALLOC_ARENA_MAX"), "1"
+    )
     command = [sys.executable, "-c", limit + code, *map(str, args)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=seconds, env=environment, check=False
@@ -692,7 +694,7 @@ class TestThingsThatBlock:
     @pytest.fixture(autouse=True)
     def _must_end(self):
         """SIGALRM ends a test that waits for ever, and the run with it."""
-        signal.alarm(60)
+        signal.alarm(300)
         yield
         signal.alarm(0)
 
