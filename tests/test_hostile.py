@@ -6,11 +6,13 @@ import contextlib
 import io
 import json
 import os
+import pathlib
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import zipfile
 
 import numpy as np
@@ -22,7 +24,15 @@ from lmfs_tools.fuzz import mutate
 import lmfs
 from lmfs import layout, lmz
 from lmfs.container import CodecId, Coding, Header, Kind, pack_varint
-from lmfs.errors import DamagedError, FormatError, LmfsError, ModelError, StoreError, UsageError
+from lmfs.errors import (
+    DamagedError,
+    FormatError,
+    LmfsError,
+    ModelError,
+    MountError,
+    StoreError,
+    UsageError,
+)
 from lmfs.lmz import members, recovery, source
 from lmfs.lmz.inspect import Inspection
 from lmfs.models import package as package_module
@@ -777,44 +787,73 @@ class TestOtherUsers:
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
 
-    def test_a_stranger_at_the_control_socket(self, backing, tmp_path, monkeypatch):
+    @pytest.fixture
+    def open_place(self):
+        """A directory that other users can get to; those of pytest they cannot."""
+        with tempfile.TemporaryDirectory() as place:
+            os.chmod(place, 0o755)
+            yield pathlib.Path(place)
+
+    def test_a_stranger_at_the_control_socket(self, backing, open_place, monkeypatch):
         """Kept out by modes; and where somebody opened these, by who he is."""
-        monkeypatch.setattr(
-            lmfs.store.control, "runtime_directory", lambda uid: str(tmp_path / "r")
-        )
+        place = open_place / "r"
+        monkeypatch.setattr(lmfs.store.control, "runtime_directory", lambda uid: str(place))
         asked = []
-        server = ControlServer(5, backing.store, "/x", lambda asked_: asked.append(asked_) or {})
+        server = ControlServer(5, backing.store, "/x", lambda request: asked.append(request) or {})
         try:
-            (path,) = (tmp_path / "r").iterdir()
+            (path,) = place.iterdir()
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
-            assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+            assert stat.S_IMODE(place.stat().st_mode) == 0o700
             ask = (
                 "s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
                 "s.connect(sys.argv[1])\n"
-                "for do in ('open', 'stats'):\n"
-                '    s.send(b\'{"do": "%s"}\' % do.encode())\n'
-                "    print(socket.recv_fds(s, 1000, 1)[:2])\n"
+                "s.send(sys.argv[2].encode())\n"
+                "print(socket.recv_fds(s, 1000, 1)[:2])\n"
             )
-            assert "PermissionError" in self.as_nobody(ask, path).stderr
-            for part in (path, *list(path.parents)[:-1]):
-                if part.stat().st_mode & 0o005 != 0o005 or part in (path, path.parent):
-                    part.chmod(0o777)
-            done = self.as_nobody(ask, path)
-            assert "(b'', [])" in done.stdout or "Error" in done.stderr, done
-            assert backing.store.path not in done.stdout
+            for request in ('{"do": "open"}', '{"do": "stats"}'):
+                place.chmod(0o700)
+                assert "PermissionError" in self.as_nobody(ask, path, request).stderr
+                place.chmod(0o777)
+                path.chmod(0o777)
+                done = self.as_nobody(ask, path, request)
+                refused = "(b'', [])" in done.stdout
+                assert refused or "Pipe" in done.stderr or "reset" in done.stderr, done
             assert asked == []
         finally:
             server.close()
 
-    def test_a_store_that_may_not_be_read(self, backing):
-        (backing.path / ".lmfs").chmod(0o700)
-        for part in list(backing.path.parents)[:-2]:
-            if part.owner() == "root":
-                part.chmod(0o755)
+    def test_a_place_for_sockets_that_others_may_write_to(self, backing, tmp_path, monkeypatch):
+        place = tmp_path / "r"
+        monkeypatch.setattr(lmfs.store.control, "runtime_directory", lambda uid: str(place))
+        for owner, mode in ((65534, 0o700), (0, 0o777)):
+            place.mkdir()
+            place.chmod(mode)
+            os.chown(place, owner, owner)
+            with pytest.raises(PermissionError, match="somebody else"):
+                ControlServer(5, backing.store, "/x")
+            place.rmdir()
+        place.symlink_to(tmp_path)
+        with pytest.raises(PermissionError, match="somebody else"):
+            ControlServer(5, backing.store, "/x")
+
+    def test_somebody_else_who_answers(self, tmp_path, monkeypatch):
+        """Only who mounted it, as the kernel says, and root are believed."""
+        monkeypatch.setattr(lmfs.store.control, "runtime_directory", lambda uid: str(tmp_path))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
+            server.bind(str(tmp_path / "0:5.sock"))
+            server.listen()
+            Control(Mount("0:5", "/", "/x", "fuse.lmfs", "user_id=1000")).close()  # this is root
+            monkeypatch.setattr(lmfs.store.control, "_peer", lambda connection: 1001)
+            with pytest.raises(MountError, match="somebody else answers"):
+                Control(Mount("0:5", "/", "/x", "fuse.lmfs", "user_id=1000"))
+
+    def test_a_store_that_may_not_be_read(self, open_place):
+        Store.create(open_place).close()
+        (open_place / ".lmfs").chmod(0o700)
         code = (
             "try:\n locate.locate(sys.argv[1])\nexcept PermissionError as no:\n print(message(no))"
         )
-        done = self.as_nobody(code, backing.path)
+        done = self.as_nobody(code, open_place)
         assert done.stdout.endswith("store.json: Permission denied\n"), done
 
 

@@ -15,11 +15,13 @@ and the descriptor; other requests by who serves the mount, with a reply or {"er
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
 import re
 import socket
+import stat
 import struct
 import threading
 from collections.abc import Callable
@@ -105,6 +107,7 @@ class ControlServer:
         self._mountpoint = mountpoint
         directory = runtime_directory(os.geteuid())
         os.makedirs(directory, mode=0o700, exist_ok=True)
+        _check_own(directory)
         self._path = os.path.join(directory, f"{os.major(device)}:{os.minor(device)}.sock")
         # The number was free for our mount, so whose socket this was is gone.
         with contextlib.suppress(FileNotFoundError):
@@ -162,8 +165,20 @@ class ControlServer:
 
 
 def _may_ask(connection: socket.socket) -> bool:
+    return _peer(connection) in (0, os.geteuid())
+
+
+def _peer(connection: socket.socket) -> int:
+    """The user at the other end."""
     data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return _CREDENTIALS.unpack(data)[1] in (0, os.geteuid())
+    return int(_CREDENTIALS.unpack(data)[1])
+
+
+def _check_own(directory: str) -> None:
+    """Refuse a directory where somebody else could put a socket in the place of ours."""
+    status = os.lstat(directory)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise PermissionError(errno.EPERM, "somebody else may write to it", directory)
 
 
 class Control:
@@ -179,6 +194,8 @@ class Control:
         self._socket.settimeout(_TIMEOUT_S)
         try:
             self._socket.connect(path)
+            if _peer(self._socket) not in (0, uid):
+                raise PermissionError(errno.EPERM, "somebody else answers")
         except OSError as error:
             self._socket.close()
             raise MountError(
