@@ -6,6 +6,7 @@ compared with its checksum. Imports only `errors` and `container`.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -29,8 +30,9 @@ class FileSource:
         self._lock = threading.Lock()
         if isinstance(file, (str, os.PathLike)):
             self.name = os.fspath(file)
-            # Of what is no file to be read at any place, a FIFO would be waited for.
-            self._fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            if stat.S_ISFIFO(os.stat(file).st_mode):  # else it would be waited for
+                raise OSError(errno.ESPIPE, os.strerror(errno.ESPIPE), self.name)
+            self._fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         else:
             name = getattr(file, "name", None)
             self.name = name if isinstance(name, str) else ""
