@@ -404,5 +404,7 @@ def parse_trailer(data: bytes, where: object = None) -> Trailer:
     )
     if checksum(data[: -MAGIC_BYTES - CHECKSUM_BYTES]) != stored:
         raise DamagedError("trailer checksum", where=where, do="try `lmfs recover`")
+    if max(member, size, index) >= 1 << 63:
+        raise DamagedError("trailer", where=where, expected="lengths below 2^63")
     store_id = data[:ID_BYTES] if kind is Kind.FROZEN else None
     return Trailer(kind, member, size, index, header, store_id)

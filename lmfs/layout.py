@@ -29,6 +29,12 @@ INDEX_COMPRESSED = 1
 INDEX_HEADER_COPY = 2
 INDEX_LEVEL = 19
 
+# What a reader keeps of a member is in proportion to the numbers in its heads, and these may be a
+# thousand times as many as the bytes of the file that hold them.
+MAX_HEAD_NUMBERS = 1 << 22  # a chunk of full size has one
+MAX_INDEX_BYTES = 1 << 26
+_NOT_LAST = bytes(range(128, 256))  # of a varint's bytes
+
 
 def pack_head(header: Header, coding: int, size: int, coded_size: int) -> bytes:
     """The head of a chunk's frame: `size` bytes coded as `coded_size` bytes."""
@@ -72,6 +78,8 @@ def parse_heads(heads: bytes, header: Header, first: int, limit: int, where: obj
     first: where the first frame begins; limit: the frames must end at or before it.
     raises: DamagedError, VersionError
     """
+    if len(heads.translate(None, _NOT_LAST)) > MAX_HEAD_NUMBERS:
+        raise DamagedError("index: too many numbers", where=where, expected=MAX_HEAD_NUMBERS)
     try:
         columns, sections, size, end = native.parse_heads(
             heads,
@@ -157,8 +165,10 @@ def index_body(section: bytes, limit: int, where: object) -> tuple[int, bytes, b
             stored_size, at = unpack_varint(section, at)
     except ValueError as reason:
         raise DamagedError(f"index: {reason}", where=where) from None
-    if size > limit or stored_size != len(section) - at:
+    if size > min(limit, MAX_INDEX_BYTES) or stored_size != len(section) - at:
         raise DamagedError("index length", where=where)
+    if flags & INDEX_COMPRESSED and stored_size >= size:
+        raise DamagedError("index: compressed, but not shorter", where=where)
     body = section[at:]
     if flags & INDEX_COMPRESSED:
         body = zstd_blob.decompress(body, size)

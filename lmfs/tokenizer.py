@@ -17,6 +17,9 @@ from lmfs.native import Vocabulary
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+# Tokenizing takes as many steps a byte as a token may be long; the longest used has 16 bytes.
+MAX_TOKEN_BYTES = 256
+
 
 class Tokenizer:
     """Greedy longest-match tokens over a sorted vocabulary that can spell any bytes."""
@@ -53,6 +56,8 @@ class Tokenizer:
             raise _not_a_tokenizer("tokens that are not a list of strings")
         try:
             spellings = [binascii.unhexlify(token) for token in tokens]
+            if max(map(len, spellings), default=0) > MAX_TOKEN_BYTES:
+                raise _not_a_tokenizer(f"a token of more than {MAX_TOKEN_BYTES} bytes")
         except ValueError as error:
             raise _not_a_tokenizer(f"a token that is not hexadecimal ({error})") from error
         return cls(spellings)

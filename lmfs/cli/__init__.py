@@ -29,8 +29,13 @@ def message(error: BaseException) -> str:
     """The error in one line."""
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename!s}: " if error.filename else ""
-        return f"{where}{error.strerror}"
-    return str(error) or type(error).__name__
+        return printable(f"{where}{error.strerror}")
+    return printable(str(error) or type(error).__name__)
+
+
+def printable(text: str) -> str:
+    """Text that somebody else may have chosen, without what a terminal would obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def main() -> None:

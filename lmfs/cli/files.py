@@ -20,7 +20,7 @@ from ..store.locate import Place, locate
 from ..store.marks import Marks
 from ..store.publish import sweep
 from ..store.walk import regular_files, sweep_tree
-from . import exit_code, message
+from . import exit_code, message, printable
 from .progress import ByteProgress
 
 Job = Callable[[Marks, str, Callable[[int], None]], Outcome]
@@ -103,7 +103,7 @@ def _run_place(
                 if outcome.action is Action.FROZEN and place.mountpoint is None:
                     tally.unmounted.add(place.store.path)
                 if verbose or (outcome.action is Action.SKIPPED and file == place.path):
-                    progress.print(_line(name, outcome))
+                    progress.print(printable(_line(name, outcome)))
     finally:
         marks.close()
 
@@ -130,4 +130,5 @@ def _line(name: str, outcome: Outcome) -> str:
 def _report(tally: _Tally, name: str, error: BaseException) -> None:
     tally.first_error = tally.first_error or error
     text = message(error)
+    name = printable(name)
     print(f"lmfs: {text}" if name in text else f"lmfs: {name}: {text}", file=sys.stderr)

@@ -15,7 +15,7 @@ from ..errors import DamagedError, LmfsError, UsageError
 from ..store.fsck import Check, Finding, Kind
 from ..store.locate import Place, locate
 from ..store.marks import Marks
-from . import message
+from . import message, printable
 from .progress import ByteProgress
 
 app = typer.Typer()
@@ -126,8 +126,7 @@ def show(finding: Finding) -> None:
     """A line on standard output."""
     word = "error" if finding.kind.is_error else "note"
     at = "" if finding.offset is None else f" at byte {finding.offset:,}"
-    path = finding.path.encode(errors="backslashreplace").decode()
-    print(f"{word}: {path}{at}: {finding.problem}; {finding.do}")
+    print(printable(f"{word}: {finding.path}{at}: {finding.problem}; {finding.do}"))
 
 
 def run(

@@ -11,6 +11,7 @@ from rich.filesize import decimal
 from ..errors import ModelError
 from ..models import registry
 from ..models.verify import verify
+from . import printable
 
 app = typer.Typer(no_args_is_help=True, help="Look at models.")
 
@@ -22,7 +23,7 @@ def list_models() -> None:
     """List the models that came with lmfs."""
     for path in sorted(registry.SHIPPED_FOLDER.glob("*.lmm")):
         package = registry.shipped(path.stem)
-        print(f"{package.id.hex()}  {decimal(package.size_bytes)}  {package.name}")
+        print(f"{package.id.hex()}  {decimal(package.size_bytes)}  {printable(package.name)}")
 
 
 @app.command(name="verify")
@@ -35,7 +36,7 @@ def verify_package(
     """
     findings = verify(path)
     for finding in findings:
-        print(f"{WORDS[finding.ok]}  {finding.what}: {finding.detail}")
+        print(f"{WORDS[finding.ok]}  {printable(f'{finding.what}: {finding.detail}')}")
     failed = sum(finding.ok is False for finding in findings)
     if failed:
         raise ModelError(

@@ -11,7 +11,7 @@ from ..errors import LmfsError
 from ..store.locate import locate
 from ..store.marks import Marks
 from ..store.repair import Repair
-from . import message
+from . import message, printable
 from .fsck import CLEAN, ERRORS_LEFT, REPAIRED, Target, check_place, guarded, plain, show
 
 app = typer.Typer()
@@ -57,7 +57,7 @@ def command(
     if as_json:
         print(json.dumps(found.plain() | {"errors_left": errors_left, "findings": results}))
     else:
-        lines = dict.fromkeys(f"{r['path']}: {r['done']}" for r in results if r["done"])
+        lines = dict.fromkeys(printable(f"{r['path']}: {r['done']}") for r in results if r["done"])
         print(*lines, found.summary(), f"{errors_left} errors left", sep="\n")
     settled_any = any(result["settled"] for result in results)
     raise typer.Exit(ERRORS_LEFT if errors_left else REPAIRED if settled_any else CLEAN)

@@ -15,6 +15,7 @@ from ..errors import DamagedError
 from ..store.account import Account
 from ..store.locate import locate
 from ..store.marks import Marks
+from . import printable
 
 app = typer.Typer()
 
@@ -91,7 +92,7 @@ def _print(account: Account) -> None:
     console.print(f"hot: {account.hot_files:,} {files}, {decimal(account.hot_bytes)}")
     _print_models(account, console)
     for name, problem in sorted(account.damaged.items()):
-        console.print(f"damaged: {name}: {problem}", style="red", markup=False)
+        console.print(printable(f"damaged: {name}: {problem}"), style="red", markup=False)
 
 
 def _print_models(account: Account, console: Console) -> None:

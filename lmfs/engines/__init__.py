@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import OrderedDict
 from typing import Any
 
 from ..codecs.threads import thread_count
@@ -22,7 +23,9 @@ from ..models.package import ModelPackage
 ENGINE_VARIABLE = "LMFS_ENGINE"
 ENGINES = ("native", "ort", "cuda")
 
-_engines: dict[bytes, Any] = {}
+_MOST_ENGINES = 4  # that are kept; files of one store need one or two
+
+_engines: OrderedDict[bytes, Any] = OrderedDict()
 _lock = threading.Lock()
 
 
@@ -31,6 +34,9 @@ def engine_for(package: ModelPackage) -> Any:
     with _lock:
         if package.id not in _engines:
             _engines[package.id] = _make(package)
+        _engines.move_to_end(package.id)
+        while len(_engines) > _MOST_ENGINES:
+            _engines.popitem(last=False)  # who uses one keeps it
         return _engines[package.id]
 
 

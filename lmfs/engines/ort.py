@@ -209,6 +209,8 @@ class OrtEngine:
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        # What was proved is an ONNX model; the same bytes might be one of ORT's own format as well.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
         try:
             return onnxruntime.InferenceSession(model, options, providers=self.providers)
         except (RuntimeError, ValueError) as error:

@@ -19,13 +19,12 @@ from lmfs.container import (
     HEADER_PREFIX,
     MAX_TRAILER_BYTES,
     Coding,
-    checksum,
     header_length,
     parse_header,
 )
 from lmfs.errors import DamagedError, LmfsError
-from lmfs.lmz.members import Chunks, Member, in_order, matched_member, read_trailer
-from lmfs.lmz.source import FileSource
+from lmfs.lmz.members import Chunks, FoundMembers, Member, matched_member, read_trailer
+from lmfs.lmz.source import FileSource, section_holds
 
 
 class Problem(NamedTuple):
@@ -94,9 +93,7 @@ class Inspection:
                     yield Problem(at, "a frame's head and the index differ")
             for section in layout.sections:
                 at = member.offset + section.offset
-                stored = self._source.pread(CHECKSUM_BYTES, at - CHECKSUM_BYTES)
-                payload = self._source.pread(section.size, at)
-                if checksum(payload) != int.from_bytes(stored, "little"):
+                if not section_holds(self._source, at, section.size):
                     yield Problem(at, f"checksum of a section of type {section.kind}")
 
     def content(
@@ -131,17 +128,18 @@ class Inspection:
 
     def _read_members(self) -> None:
         end = self._source.size
-        found: list[Member] = []
-        while end or not found:
+        found = FoundMembers(None)
+        first = True
+        while end or first:
             try:
-                found.append(self._read_member(end))
+                end = self._read_member(end, found)
             except LmfsError:
                 break
-            end = found[-1].offset
-        self.members = in_order(found[::-1])
+            first = False
+        self.members = found.in_order()
 
-    def _read_member(self, end: int) -> Member:
-        """The member that ends at `end`; what is wrong with it goes to `problems`."""
+    def _read_member(self, end: int, found: FoundMembers) -> int:
+        """The member that ends at `end`; where it begins. What is wrong goes to `problems`."""
         at = max(0, end - MAX_TRAILER_BYTES)
         try:
             trailer = read_trailer(self._source, end, None)
@@ -154,7 +152,7 @@ class Inspection:
             header = parse_header(header_bytes)
             at = offset + frames_end
             section = self._source.pread(trailer.index_bytes, at)
-            return matched_member(trailer, header, header_bytes, section, offset, None)
+            return found.add(matched_member(trailer, header, header_bytes, section, offset, None))
         except LmfsError as error:
             self.problems.append(Problem(at, str(error)))
             raise

@@ -28,9 +28,12 @@ from lmfs.container import (
     parse_trailer,
 )
 from lmfs.errors import DamagedError
-from lmfs.layout import Layout, parse_index
+from lmfs.layout import MAX_HEAD_NUMBERS, MAX_INDEX_BYTES, Layout, parse_index
 from lmfs.lmz.frames import BATCH_BYTES, BATCH_CHUNKS, Frame, FrameDecoder
 from lmfs.lmz.source import FileSource
+
+MAX_MEMBERS = 1 << 16
+MAX_CHUNKS = 2 * MAX_HEAD_NUMBERS  # of all members
 
 
 @dataclass(frozen=True)
@@ -69,12 +72,36 @@ def read_members(source: FileSource) -> list[Member]:
     """
     where = source.name or None
     header_length(source.pread(min(source.size, HEADER_PREFIX.size), 0), where)
-    found: list[Member] = []
+    found = FoundMembers(where)
     end = source.size
     while end:
-        found.append(_read_member(source, end, where))
-        end = found[-1].offset
-    return in_order(found[::-1])
+        end = found.add(_read_member(source, end, where))
+    return found.in_order()
+
+
+class FoundMembers:
+    """Members as they are found from a file's end, no more than a reader can remember."""
+
+    def __init__(self, where: object) -> None:
+        self._where = where
+        self._found: list[Member] = []
+        self._chunks = 0
+
+    def add(self, member: Member) -> int:
+        """Returns where the member before it ends. raises: DamagedError if they are too many"""
+        self._chunks += len(member.layout.starts)
+        if self._chunks > MAX_CHUNKS or len(self._found) == MAX_MEMBERS:
+            raise DamagedError(
+                "more than can be read at random",
+                where=self._where,
+                expected=f"at most {MAX_MEMBERS:,} members with {MAX_CHUNKS:,} chunks",
+                do="`lmz -dc` reads an archive from its beginning to its end",
+            )
+        self._found.append(member)
+        return member.offset
+
+    def in_order(self) -> list[Member]:
+        return in_order(self._found[::-1])
 
 
 def in_order(members: Sequence[Member]) -> list[Member]:
@@ -99,6 +126,10 @@ def read_trailer(source: FileSource, end: int, where: object) -> Trailer:
     if not least <= trailer.member_bytes <= end:
         raise DamagedError(
             "member length", where=where, expected=f"{least} to {end}", got=trailer.member_bytes
+        )
+    if trailer.index_bytes > MAX_INDEX_BYTES:
+        raise DamagedError(
+            "index length", where=where, expected=f"to {MAX_INDEX_BYTES}", got=trailer.index_bytes
         )
     return trailer
 
@@ -172,8 +203,8 @@ class Chunks:
             self.starts, self.sizes = memoryview(starts), memoryview(sizes)
         self._first_chunks = [member.first_chunk for member in members]
         self.size = sum(member.size for member in members)
-        largest = max((m.header.chunk_size for m in members), default=1)
-        self._batch_chunks = max(1, min(BATCH_CHUNKS, BATCH_BYTES // largest))
+        self.largest = max((m.header.chunk_size for m in members), default=1)
+        self._batch_chunks = max(1, min(BATCH_CHUNKS, BATCH_BYTES // self.largest))
 
     def close(self) -> None:
         """Give back what is kept for this file; whoever still decodes it computes that again."""

@@ -21,12 +21,12 @@ from typing import Any, BinaryIO
 from blake3 import blake3
 
 from lmfs.codecs.threads import Cancelled, Priority, Urgency, current_urgency, working
-from lmfs.container import CHECKSUM_BYTES, Kind, checksum
+from lmfs.container import Kind
 from lmfs.errors import DamagedError, FormatError, LmfsError, UsageError
 from lmfs.lmz.ahead import Streams, pool
 from lmfs.lmz.cache import ChunkCache
 from lmfs.lmz.members import Chunks, Member, read_members
-from lmfs.lmz.source import FileSource
+from lmfs.lmz.source import FileSource, section_holds
 
 DEFAULT_CACHE_BYTES = 32 * 1024 * 1024
 
@@ -233,7 +233,7 @@ class LmzReader(io.BufferedIOBase):
     def _begin_ahead(self, wanted: Sequence[int], urgency: Urgency) -> None:
         """Where reading has been sequential, begin to decode what is behind these chunks."""
         # Two batches, that which is read and that which is decoded, and as much for others.
-        most = self._cache.max_bytes // 4 // self._chunks.sizes[wanted[0]]
+        most = self._cache.max_bytes // 4 // self._chunks.largest
         with self._lock:
             for i in self._streams.follow(wanted[0], wanted[-1] + 1, most):
                 if i >= self.chunk_count:
@@ -289,10 +289,7 @@ class LmzReader(io.BufferedIOBase):
 
     def _verify_sections(self, member: Member) -> None:
         for section in member.layout.sections:
-            at = member.offset + section.offset
-            stored = self._source.pread(CHECKSUM_BYTES, at - CHECKSUM_BYTES)
-            payload = self._source.pread(section.size, at)
-            if checksum(payload) != int.from_bytes(stored, "little"):
+            if not section_holds(self._source, member.offset + section.offset, section.size):
                 raise DamagedError(f"section of type {section.kind}", where=self._where)
 
     # -- file object

@@ -37,12 +37,13 @@ from lmfs.layout import (
     FRAME_SHORT_CHUNK,
     INDEX_COMPRESSED,
     INDEX_HEADER_COPY,
+    MAX_INDEX_BYTES,
     index_body,
     parse_heads,
 )
 from lmfs.lmz.frames import BATCH_BYTES, BATCH_CHUNKS, Frame, FrameDecoder
-from lmfs.lmz.members import Chunks, Member, in_order, matched_member, read_trailer
-from lmfs.lmz.source import FileSource
+from lmfs.lmz.members import Chunks, FoundMembers, Member, matched_member, read_trailer
+from lmfs.lmz.source import FileSource, section_holds
 
 # So many plausible heads in a row are found in random bytes about once in 10^6 places.
 _CHAIN = 24
@@ -53,6 +54,11 @@ _NEXT_GUESSES = 8  # of them for chunks that follow all before the lost place
 _MISSING_CHUNKS = 4096
 _MISSING_BYTES = 256 << 20
 _WINDOW_BYTES = 1 << 20
+# A search reads and hashes on trial what may be a frame: in a file that was made for it at every
+# place, and up to the end. So much in all, beside the bytes of the file a thousand times.
+_TRIAL_BYTES = 1 << 34
+_TRIALS_A_BYTE = 1 << 10
+_TRIAL_COST = 1 << 12  # of any
 _LONGEST_HEAD = 30
 _MAGICS = frozenset(kind.value for kind in Kind)
 
@@ -142,15 +148,14 @@ def save_whole(
 
 
 def _indexed_members(source: FileSource) -> list[Member]:
-    found: list[Member] = []
+    found = FoundMembers(None)
     end = source.size
     while end:
         try:
-            found.append(_indexed_member(source, end))
+            end = found.add(_indexed_member(source, end))
         except LmfsError:
             break
-        end = found[-1].offset
-    return in_order(found[::-1])
+    return found.in_order()
 
 
 def _indexed_member(source: FileSource, end: int) -> Member:
@@ -214,6 +219,7 @@ class _Walk:
         self._primer: Primer  # of the member being read
         self._window = b""
         self._window_at = 0
+        self._trials_left = _TRIAL_BYTES + _TRIALS_A_BYTE * end
         self.members = 0
         self.start: int | None = 0  # in the whole, of the member being read; None: not known
 
@@ -348,14 +354,17 @@ class _Walk:
     def _section(self, at: int, size: int) -> _Skip | str:
         if size > self._end - at - CHECKSUM_BYTES:
             return "a section's length"
-        stored = int.from_bytes(self._source.pread(CHECKSUM_BYTES, at), "little")
-        if checksum(self._source.pread(size, at + CHECKSUM_BYTES)) != stored:
+        self._trials_left -= size
+        if not section_holds(self._source, at + CHECKSUM_BYTES, size):
             return "a section's checksum"
         return _Skip(at + CHECKSUM_BYTES + size)
 
     def _index(self, header: Header, at: int) -> _End | _Cut | str:
         fixed = 2 + HASH_BYTES
         data = self._bytes(at, fixed + 20)
+        known = INDEX_COMPRESSED | INDEX_HEADER_COPY
+        if len(data) > 1 and data[1] & ~known:
+            return "an index section's flags"
         try:
             size, used = unpack_varint(data, fixed)
             if data[1] & INDEX_COMPRESSED:
@@ -363,9 +372,11 @@ class _Walk:
         except (ValueError, IndexError):
             return "an index section"
         end = at + used + size + CHECKSUM_BYTES
+        if size > MAX_INDEX_BYTES:
+            return "an index section's length"
         if end > self._end:
-            known = data[1] & ~(INDEX_COMPRESSED | INDEX_HEADER_COPY) == 0
-            return _Cut(0) if known else "an index section that is cut off"
+            return _Cut(0)
+        self._trials_left -= size
         try:
             flags, _, heads = index_body(self._source.pread(end - at, at), at, None)
             if flags & INDEX_HEADER_COPY:
@@ -402,7 +413,7 @@ class _Walk:
         """
         guesses, next_guesses = _MODEL_GUESSES, _NEXT_GUESSES
         at = begin - 1
-        while (at := self._nonzero(at + 1)) < self._end:
+        while (at := self._nonzero(at + 1)) < self._end and self._trials_left > 0:
             if self._bytes(at, MAGIC_BYTES) in _MAGICS:
                 return None
             heads, stop = self._heads(header, at, _CHAIN)
@@ -422,11 +433,14 @@ class _Walk:
                     continue
                 guesses -= 1
             chunk = self._decoder.decode_unchecked([frame], self._primer)[0]
+            self._trials_left -= _TRIAL_COST + frame.size
             if isinstance(chunk, DamagedError):
                 continue
             # A lost chunk took at least five bytes; or it is gone with its bytes.
             most = max((at - begin) // 5 + 2, min(_MISSING_CHUNKS, _MISSING_BYTES // len(chunk)))
+            most = min(most, max(1, self._trials_left // (_TRIAL_COST + len(chunk))))
             for lost in range(most):
+                self._trials_left -= _TRIAL_COST + len(chunk)
                 if checksum(chunk, start + lost * header.chunk_size) == frame.checksum:
                     return at, start + lost * header.chunk_size
         return None
@@ -444,6 +458,7 @@ class _Walk:
         size = min(size, self._end - at)
         offset = at - self._window_at
         if not 0 <= offset <= len(self._window) - size:
+            self._trials_left -= _WINDOW_BYTES
             self._window_at, offset = at, 0
             self._window = self._source.pread(min(max(size, _WINDOW_BYTES), self._end - at), at)
         return self._window[offset : offset + size]

@@ -1,16 +1,24 @@
 """Bytes of a file at any offset, from many threads at once.
 
-Owns: how a Python file object is read without moving anybody's position. Imports only `errors`.
+Owns: how a Python file object is read without moving anybody's position, and how a section is
+compared with its checksum. Imports only `errors` and `container`.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import stat
 import threading
 from typing import BinaryIO
 
+import xxhash
+
+from lmfs.container import CHECKSUM_BYTES
 from lmfs.errors import DamagedError
+
+_PIECE_BYTES = 1 << 20
 
 
 class FileSource:
@@ -22,6 +30,8 @@ class FileSource:
         self._lock = threading.Lock()
         if isinstance(file, (str, os.PathLike)):
             self.name = os.fspath(file)
+            if stat.S_ISFIFO(os.stat(file).st_mode):  # else it would be waited for
+                raise OSError(errno.ESPIPE, os.strerror(errno.ESPIPE), self.name)
             self._fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         else:
             name = getattr(file, "name", None)
@@ -48,7 +58,10 @@ class FileSource:
 
     def _measure(self) -> int:
         if self._fd is not None:
-            return os.fstat(self._fd).st_size
+            status = os.fstat(self._fd)
+            if stat.S_ISREG(status.st_mode):
+                return status.st_size
+            return os.lseek(self._fd, 0, os.SEEK_END)  # of a disk; a pipe refuses
         assert self._file is not None
         return self._file.seek(0, os.SEEK_END)
 
@@ -80,3 +93,12 @@ class FileSource:
         fd, self._fd, self._file = self._fd, None, None
         if fd is not None:
             os.close(fd)
+
+
+def section_holds(source: FileSource, at: int, size: int) -> bool:
+    """Whether the payload of `size` bytes at `at` has the checksum before it; kept in pieces."""
+    digest = xxhash.xxh3_64()
+    for begin in range(at, at + size, _PIECE_BYTES):
+        digest.update(source.pread(min(_PIECE_BYTES, at + size - begin), begin))
+    stored = source.pread(CHECKSUM_BYTES, at - CHECKSUM_BYTES)
+    return digest.intdigest() & 0xFFFFFFFF == int.from_bytes(stored, "little")

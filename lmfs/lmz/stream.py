@@ -30,6 +30,8 @@ from lmfs.layout import (
     FRAME_INDEX,
     FRAME_SHORT_CHUNK,
     INDEX_COMPRESSED,
+    MAX_HEAD_NUMBERS,
+    MAX_INDEX_BYTES,
     check_section,
     parse_index,
 )
@@ -128,6 +130,7 @@ class _Member:
             )
         self._primer = decoder.primer(self._header)
         self._heads = bytearray()
+        self._head_numbers = 0
         self._size = 0
         self._hash = blake3()
 
@@ -176,7 +179,7 @@ class _Member:
                 raise DamagedError(
                     "frame head", where=self._where, got=f"{head.hex(' ')} at {offset}"
                 )
-            self._heads += head
+            self._remember(head)
             stored = int.from_bytes(pipe.take(CHECKSUM_BYTES), "little")
             start, self._size = self._size, self._size + size
             return Frame(header.codings[coding], size, start, stored, pipe.take(payload), offset)
@@ -184,7 +187,7 @@ class _Member:
     def _skip_section(self, kind: int, head: bytes) -> None:
         check_section(kind, self._where)
         size, size_bytes = self._pipe.varint()
-        self._heads += head + size_bytes
+        self._remember(head + size_bytes)
         stored = int.from_bytes(self._pipe.take(CHECKSUM_BYTES), "little")
         digest = xxhash.xxh3_64()
         while size:
@@ -193,6 +196,14 @@ class _Member:
             size -= len(piece)
         if digest.intdigest() & 0xFFFFFFFF != stored:
             raise DamagedError(f"section of type {kind}", where=self._where)
+
+    def _remember(self, head: bytes) -> None:
+        self._heads += head
+        self._head_numbers += sum(byte < 0x80 for byte in head)
+        if self._head_numbers > MAX_HEAD_NUMBERS:
+            raise DamagedError(
+                "too many frames in a member", where=self._where, expected=MAX_HEAD_NUMBERS
+            )
 
     def _finish(self) -> None:
         pipe, where = self._pipe, self._where
@@ -203,8 +214,9 @@ class _Member:
             size, more = pipe.varint()
             lengths += more
         # Heads and header, compressed or not, are no longer than what they describe.
-        if size > end:
-            raise DamagedError("index length", where=where, expected=f"{end} at most", got=size)
+        most = min(end, MAX_INDEX_BYTES)
+        if size > most:
+            raise DamagedError("index length", where=where, expected=f"{most} at most", got=size)
         section += lengths + pipe.take(size + CHECKSUM_BYTES)
         index = parse_index(section, self._header, self._header_bytes, end, where)
         if index.layout.heads != self._heads:

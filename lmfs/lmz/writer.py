@@ -25,7 +25,7 @@ from lmfs.container import (
     checksum,
 )
 from lmfs.errors import UsageError
-from lmfs.layout import pack_head, pack_index
+from lmfs.layout import MAX_HEAD_NUMBERS, pack_head, pack_index
 from lmfs.lmz.frames import BATCH_BYTES, BATCH_CHUNKS
 
 # A member at least this long repeats its header in its index, lest one bad sector at its
@@ -75,6 +75,7 @@ class LmzWriter(io.BufferedIOBase):
         self._numbers: dict[int, int] = {}
         self._pending = bytearray()
         self._heads = bytearray()
+        self._head_numbers = 0
         self._hash = blake3()
         self._size = 0
         self._written = 0
@@ -125,6 +126,13 @@ class LmzWriter(io.BufferedIOBase):
         out = bytearray()
         for chunk, (number, blob) in zip(chunks, chosen, strict=True):
             head = pack_head(self._header, self._numbers[number], len(chunk), len(blob))
+            self._head_numbers += 1 if len(chunk) == size else 3
+            if self._head_numbers > MAX_HEAD_NUMBERS:
+                raise UsageError(
+                    "too many chunks in one .lmz",
+                    expected=f"{MAX_HEAD_NUMBERS:,} at most",
+                    do="code it with larger chunks",
+                )
             out += head
             out += checksum(chunk, self._size).to_bytes(CHECKSUM_BYTES, "little")
             out += blob

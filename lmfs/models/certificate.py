@@ -38,6 +38,8 @@ from .bounds import Array, Bound, between, of_constant
 
 EXACT_BITS = 24
 MAX_ROUNDS = 12
+MAX_WORK = 1 << 32  # numbers looked at in all rounds
+MAX_KEPT = 1 << 24  # numbers that the bounds of one round have
 WEIGHT_RANGE = (-64, 63)
 
 _INTEGER_RANGE = {
@@ -72,9 +74,15 @@ class Proof:
 def prove(model_bytes: bytes) -> Proof:
     """Prove the graph exact; raises ModelError naming the tensor where that fails."""
     try:
-        model = onnx.ModelProto.FromString(model_bytes)
+        return _prove(model_bytes)
     except DecodeError as error:
         raise ModelError("not an ONNX model", got=error) from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ModelError("a graph that makes no sense", got=error) from error
+
+
+def _prove(model_bytes: bytes) -> Proof:
+    model = onnx.ModelProto.FromString(model_bytes)
     for opset in model.opset_import:
         if opset.domain not in ("", "ai.onnx"):
             raise ModelError("custom operators in a model", expected="none", got=opset.domain)
@@ -83,11 +91,25 @@ def prove(model_bytes: bytes) -> Proof:
     return _Walk(model.graph).run()
 
 
+class _Budget:
+    """What a proof may cost."""
+
+    def __init__(self) -> None:
+        self._left = MAX_WORK
+
+    def spend(self, numbers: int) -> None:
+        self._left -= numbers
+        if self._left < 0:
+            raise ModelError("a graph too large to be proved", expected=f"{MAX_WORK:,} steps")
+
+
 class _Walk:
     """One abstract run of one graph; `values` maps tensor names to bounds."""
 
     def __init__(self, graph: onnx.GraphProto, outer: _Walk | None = None) -> None:
         self.graph = graph
+        self.budget: _Budget = outer.budget if outer else _Budget()
+        self.is_inner = outer is not None
         self.values: dict[str, Bound] = dict(outer.values) if outer else {}
         self.lemmas: dict[str, int] = {"convex": 0, "share": 0}
         self.widest = (-np.inf, "")
@@ -143,6 +165,7 @@ class _Walk:
         self.values.update(inputs)
         self.lemmas = dict.fromkeys(self.lemmas, 0)
         self.checked = 0
+        kept = 0
         for node in self.graph.node:
             rule = _RULES.get(node.op_type)
             if rule is None or node.domain not in ("", "ai.onnx"):
@@ -157,6 +180,10 @@ class _Walk:
             for name, bound in zip(node.output, rule(self, node, arguments), strict=True):
                 self.check(name, bound)
                 self.values[name] = bound
+                kept += 1 + bound.low.size
+            if kept > MAX_KEPT:
+                raise ModelError("a graph too large to be proved", where=node.name)
+        self.budget.spend(kept)
 
     def check(self, name: str, bound: Bound) -> None:
         """Raise ModelError unless every value of the bound is exact in its type."""
@@ -326,6 +353,7 @@ def _matmul(walk: _Walk, node: onnx.NodeProto, args: Sequence[Bound]) -> list[Bo
         low, high, dtype = low - zero.item(), high - zero.item(), TensorProto.INT32
     if weight.constant is None or weight.constant.ndim != 2 or np.any(weight.grid > 0):
         raise ModelError("product", where=node.output[0], expected="an integer matrix of weights")
+    walk.budget.spend(weight.constant.size)
     w = weight.constant.astype(np.float64)
     if w.min() < WEIGHT_RANGE[0] or w.max() > WEIGHT_RANGE[1]:
         raise ModelError("weights out of range", where=node.input[1], expected=WEIGHT_RANGE)
@@ -393,6 +421,8 @@ def _split(walk: _Walk, node: onnx.NodeProto, args: Sequence[Bound]) -> list[Bou
 
 def _scan(walk: _Walk, node: onnx.NodeProto, args: Sequence[Bound]) -> list[Bound]:
     body = _attribute(node, "body", None)
+    if walk.is_inner:
+        raise ModelError("a recurrence in a recurrence", where=node.output[0])
     streams = _attribute(node, "num_scan_inputs", 0)
     names = [value.name for value in body.input]
     carried = len(names) - streams

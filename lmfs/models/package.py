@@ -30,6 +30,8 @@ import io
 import json
 import os
 import pathlib
+import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -43,12 +45,22 @@ from ..tokenizer import Tokenizer
 SUFFIX = ".lmm"
 CARD, TOKENIZER, WEIGHTS, GOLDEN = "card.json", "tokenizer.json", "weights.onnx", "golden.npz"
 ARCHITECTURES = ("gated-recurrence-1",)
-MAX_PACKAGE_BYTES = MAX_MEMBER_BYTES = 1 << 30
+# What a package may make its reader hold: others are refused before anything is inflated.
+MAX_BYTES = {CARD: 1 << 20, TOKENIZER: 4 << 20, WEIGHTS: 64 << 20, GOLDEN: 16 << 20}
+MAX_GRAPH_BYTES = 1 << 20
+MAX_PACKAGE_BYTES = 96 << 20
+PLAIN_ZIP = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+MAX_DIRECTORY_BYTES = 1 << 16  # of the zip: what names its parts
 ID_BYTES = 16
 _ID_CONTEXT = "lmfs 2026 model id"
 # The BLAKE3 of packages that were shipped, and their models' ids (tests/test_models.py).
 _BASE_1 = "f82c8d4ccf526fa895518f238a750c7a0909b7a4497823fc08b92fa9a66f45a4"
 SHIPPED = {_BASE_1: "bfe60cc616a406118fce070e4234dbcf"}
+_END_BYTES = 22 + (1 << 16)  # a zip's last record, which a comment may follow
+_NO_ZIP = (
+    zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, ValueError,
+    struct.error, OSError,  # of offsets before the beginning
+)  # fmt: skip
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the zip does not depend on when it was written
 
 
@@ -66,7 +78,11 @@ class ModelPackage:
     def load(cls, path: pathlib.Path | str) -> ModelPackage:
         """Read a package and make sure of its id; raises ModelError, OSError."""
         path = pathlib.Path(path)
-        with open(path, "rb") as file:
+        # A FIFO would be waited for.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise ModelError("not a model package", where=path, expected="a regular file")
             stored = file.read(MAX_PACKAGE_BYTES + 1)
         if len(stored) > MAX_PACKAGE_BYTES:
             raise ModelError(
@@ -165,23 +181,44 @@ def write_package(
 @contextlib.contextmanager
 def _reading(stored: bytes, path: pathlib.Path) -> Any:
     try:
+        _check_directory(stored)
         with zipfile.ZipFile(io.BytesIO(stored)) as archive:
+            names = archive.namelist()
+            if len(set(names)) != len(names):
+                raise zipfile.BadZipFile("two parts of one name")
             yield archive
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError) as error:
+    except _NO_ZIP as error:
         raise ModelError("not a model package", where=path, got=error) from error
+
+
+def _check_directory(stored: bytes) -> None:
+    """Refuse a zip whose directory, which is read as a whole, is too large for a package."""
+    tail = stored[-_END_BYTES:]
+    at = tail.rfind(b"PK\5\6")
+    is_large = tail[max(0, at - 20) : at].startswith(b"PK\6\7")
+    if at < 0 or len(tail) < at + 22 or is_large:
+        raise zipfile.BadZipFile("no end of a small zip")
+    if int.from_bytes(tail[at + 12 : at + 16], "little") > MAX_DIRECTORY_BYTES:
+        raise zipfile.BadZipFile("too many parts")
 
 
 def _member(archive: zipfile.ZipFile, name: str, path: pathlib.Path) -> bytes:
     try:
-        size = archive.getinfo(name).file_size
+        info = archive.getinfo(name)
     except KeyError:
         raise ModelError("model package without a part", where=path, expected=name) from None
-    if size > MAX_MEMBER_BYTES:
+    most = MAX_BYTES.get(name, MAX_GRAPH_BYTES)
+    if info.file_size > most:
         raise ModelError(
             "model package with too large a part",
             where=f"{path}: {name}",
-            expected=f"at most {MAX_MEMBER_BYTES:,} bytes",
-            got=f"{size:,}",
+            expected=f"at most {most:,} bytes",
+            got=f"{info.file_size:,}",
+        )
+    # The others may ask for gigabytes to inflate with.
+    if info.compress_type not in PLAIN_ZIP:
+        raise ModelError(
+            "damaged model package", where=f"{path}: {name}", expected="stored or deflated"
         )
     return _inflate(archive, name, path)
 
@@ -189,7 +226,7 @@ def _member(archive: zipfile.ZipFile, name: str, path: pathlib.Path) -> bytes:
 def _inflate(archive: zipfile.ZipFile, name: str, path: pathlib.Path) -> bytes:
     try:
         return archive.read(name)
-    except (zlib.error, RuntimeError) as error:
+    except (zlib.error, RuntimeError, UnicodeDecodeError) as error:
         raise ModelError("damaged model package", where=f"{path}: {name}", got=error) from error
 
 
@@ -198,7 +235,7 @@ def _card(archive: zipfile.ZipFile, path: pathlib.Path) -> dict[str, Any]:
         card = json.loads(_member(archive, CARD, path))
         architecture = card["architecture"]
         kind, start = architecture["kind"], architecture["start_token"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError("unreadable model card", where=path, got=error) from error
     if kind not in ARCHITECTURES or not isinstance(start, int):
         raise ModelError(

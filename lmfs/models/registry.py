@@ -30,10 +30,13 @@ def shipped(name: str = DEFAULT_MODEL) -> ModelPackage:
 def find(model_id: bytes, search: Sequence[pathlib.Path] = ()) -> ModelPackage:
     """The package with this id: from `search` (files or folders), LMFS_MODEL_PATH, or shipped.
 
+    In folders of `search`, mostly a store's, symlinks are not followed: they may lead out of it.
     Raises UnknownModelError that says where lmfs looked, ModelError for a damaged package.
     """
     places = [*search, *_environment(), SHIPPED_FOLDER]
     for path in _candidates(places, model_id):
+        if path.parent in search and path.is_symlink():
+            continue
         package = _load(path)
         if package.id == model_id:
             return package
@@ -70,6 +73,6 @@ def _load(path: pathlib.Path) -> ModelPackage:
     return _load_unchanged(path, stat.st_size, stat.st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=8)
 def _load_unchanged(path: pathlib.Path, size: int, mtime_ns: int) -> ModelPackage:
     return ModelPackage.load(path)

@@ -11,6 +11,7 @@ import importlib.util
 import io
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -21,7 +22,10 @@ from ..engines.walk import walk
 from ..errors import LmfsError, ModelError
 from ..native import usable_isas
 from ..types import Engine
-from .package import ModelPackage
+from .package import PLAIN_ZIP, ModelPackage
+
+MAX_GOLDEN_BYTES = 64 << 20  # inflated
+MAX_GOLDEN_TOKENS = 1 << 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +105,21 @@ def _lowerings(package: ModelPackage, golden: _Golden) -> Iterator[Finding]:
 
 def _golden(package: ModelPackage) -> _Golden:
     try:
-        with np.load(io.BytesIO(package.golden()), allow_pickle=False) as golden:
-            return _Golden(golden["tokens"], golden["logits"], int(golden["every"]))
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        data = io.BytesIO(package.golden())
+        with zipfile.ZipFile(data) as archive:
+            parts = archive.infolist()
+        plain = all(part.compress_type in PLAIN_ZIP for part in parts)
+        if not plain or sum(part.file_size for part in parts) > MAX_GOLDEN_BYTES:
+            raise ValueError("more than can be compared")
+        with np.load(data, allow_pickle=False) as arrays:
+            golden = _Golden(arrays["tokens"], arrays["logits"], int(arrays["every"]))
+        lanes, time = golden.tokens.shape
+        steps, vocab = len(range(0, time, golden.every)), package.card["architecture"]["vocab"]
+        if golden.tokens.size > MAX_GOLDEN_TOKENS or golden.logits.shape != (lanes, steps, vocab):
+            raise ValueError(f"tokens {golden.tokens.shape}, logits {golden.logits.shape}")
+        return golden
+    except (
+        *(ValueError, KeyError, IndexError, TypeError, OSError, EOFError, MemoryError),
+        *(zipfile.BadZipFile, zlib.error, NotImplementedError),
+    ) as error:
         raise ModelError("unreadable golden vectors", where=package.path, got=error) from error

@@ -8,6 +8,7 @@ bytes look at what they were read from, those of floats are aligned copies.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,9 @@ _MODEL_GRAPH, _GRAPH_INITIALIZER = 7, 5
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW = 1, 2, 8, 9
 _FLOAT, _INT8 = 1, 3  # tensor types
 _VARINT, _BYTES = 0, 2  # wire types
-_MAX_DIMENSION, _MAX_DIMENSIONS = 1 << 31, 8
+_MAX_DIMENSION = 1 << 31
+_MAX_DIMENSIONS = 8
+_MAX_TENSORS = 1 << 16
 
 
 def read_weights(data: bytes) -> dict[str, memoryview[Any]]:
@@ -29,6 +32,8 @@ def read_weights(data: bytes) -> dict[str, memoryview[Any]]:
             name, array = _tensor(message)
             if name in tensors:
                 raise ModelError("two tensors of one name", where=name)
+            if len(tensors) == _MAX_TENSORS:
+                raise ModelError("too many tensors", expected=f"at most {_MAX_TENSORS:,}")
             tensors[name] = array
     return tensors
 
@@ -38,7 +43,8 @@ def _tensor(message: memoryview) -> tuple[str, memoryview[Any]]:
     kind, name, raw = 0, "", None
     for field, value in _fields(message):
         if field == _TENSOR_DIMS:
-            shape += [value] if isinstance(value, int) else _packed(value)
+            shape += [value] if isinstance(value, int) else _packed(value[: 10 * _MAX_DIMENSIONS])
+            del shape[_MAX_DIMENSIONS + 1 :]  # it is refused
         elif field == _TENSOR_TYPE and isinstance(value, int):
             kind = value
         elif field == _TENSOR_NAME and isinstance(value, memoryview):
@@ -49,13 +55,11 @@ def _tensor(message: memoryview) -> tuple[str, memoryview[Any]]:
             raise ModelError("unexpected field of a tensor", where=name or None, got=field)
     if kind not in (_FLOAT, _INT8) or raw is None:
         raise ModelError("tensor", where=name, expected="raw int8 or float32", got=f"type {kind}")
-    if len(shape) > _MAX_DIMENSIONS:
-        raise ModelError("tensor", where=name, expected="few dimensions", got=len(shape))
-    size = 4 if kind == _FLOAT else 1
-    for length in shape:
-        size *= min(length, _MAX_DIMENSION)
-    if size != len(raw) or not size:
-        raise ModelError("tensor", where=name, expected=f"{size} bytes, not 0", got=len(raw))
+    if len(shape) > _MAX_DIMENSIONS or not all(0 < n < _MAX_DIMENSION for n in shape):
+        raise ModelError("tensor", where=name, expected="a shape", got=shape[:_MAX_DIMENSIONS])
+    size = (4 if kind == _FLOAT else 1) * math.prod(shape)
+    if size != len(raw):
+        raise ModelError("tensor", where=name, expected=f"{size} bytes", got=len(raw))
     return name, raw.cast("b", shape) if kind == _INT8 else memoryview(bytes(raw)).cast("f", shape)
 
 

@@ -15,11 +15,13 @@ and the descriptor; other requests by who serves the mount, with a reply or {"er
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
 import re
 import socket
+import stat
 import struct
 import threading
 from collections.abc import Callable
@@ -105,6 +107,7 @@ class ControlServer:
         self._mountpoint = mountpoint
         directory = runtime_directory(os.geteuid())
         os.makedirs(directory, mode=0o700, exist_ok=True)
+        _check_own(directory)
         self._path = os.path.join(directory, f"{os.major(device)}:{os.minor(device)}.sock")
         # The number was free for our mount, so whose socket this was is gone.
         with contextlib.suppress(FileNotFoundError):
@@ -135,11 +138,13 @@ class ControlServer:
             threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
 
     def _answer(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError, ValueError):
+        with connection, contextlib.suppress(OSError, ValueError, RecursionError):
             if not _may_ask(connection):
                 return
             while request := connection.recv(_MESSAGE_BYTES):
                 asked = json.loads(request)
+                if not isinstance(asked, dict):
+                    return
                 if asked.get("do") != "open":
                     connection.send(json.dumps(self._reply(asked)).encode())
                     continue
@@ -160,8 +165,20 @@ class ControlServer:
 
 
 def _may_ask(connection: socket.socket) -> bool:
+    return _peer(connection) in (0, os.geteuid())
+
+
+def _peer(connection: socket.socket) -> int:
+    """The user at the other end."""
     data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return _CREDENTIALS.unpack(data)[1] in (0, os.geteuid())
+    return int(_CREDENTIALS.unpack(data)[1])
+
+
+def _check_own(directory: str) -> None:
+    """Refuse a directory where somebody else could put a socket in the place of ours."""
+    status = os.lstat(directory)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise PermissionError(errno.EPERM, "somebody else may write to it", directory)
 
 
 class Control:
@@ -177,6 +194,8 @@ class Control:
         self._socket.settimeout(_TIMEOUT_S)
         try:
             self._socket.connect(path)
+            if _peer(self._socket) not in (0, uid):
+                raise PermissionError(errno.EPERM, "somebody else answers")
         except OSError as error:
             self._socket.close()
             raise MountError(
@@ -192,8 +211,8 @@ class Control:
         try:
             self._socket.send(json.dumps({"do": "open"}).encode())
             data, fds, _, _ = socket.recv_fds(self._socket, _MESSAGE_BYTES, 1)
-            path = json.loads(data)["path"] if len(fds) == 1 else None
-        except (OSError, ValueError, KeyError) as error:
+            path = str(json.loads(data)["path"]) if len(fds) == 1 else None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._no_answer(error) from error
         if path is None:
             raise self._no_answer("refused")
@@ -212,13 +231,14 @@ class Control:
         try:
             self._socket.send(json.dumps({"do": do, **arguments}).encode())
             reply = json.loads(self._socket.recv(_MESSAGE_BYTES) or b"null")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise self._no_answer(error) from error
         if not isinstance(reply, dict):
             raise self._no_answer("nothing")
         if "error" in reply:
             refused = LmfsError(str(reply["error"]))
-            refused.exit_code = int(reply.get("exit_code", LmfsError.exit_code))
+            code = reply.get("exit_code")
+            refused.exit_code = code if isinstance(code, int) else LmfsError.exit_code
             raise refused
         return reply
 

@@ -31,7 +31,8 @@ from .publish import open_quietly
 from .store import DIRECTORY
 from .walk import directories, join
 
-_KNOWN = {"store.json", "models", "primers", "inodes", "aside", "paused"}
+_KNOWN_FILES = {"store.json", "inodes", "paused"}
+_KNOWN_DIRECTORIES = {"models", "primers", "aside"}
 _TRIES = 5
 _PAUSE_S = 0.05
 _RECOVER = "restore it from a backup, or `lmfs repair` saves its whole chunks beside it"
@@ -99,13 +100,22 @@ class Check:
             path = f"{DIRECTORY}/{name}"
             if name.startswith("store.json.") and name.endswith(".tmp"):
                 self._leftover(path)
-            elif name not in _KNOWN or stat.S_ISLNK(mode):
-                what = "a symlink" if stat.S_ISLNK(mode) else "nothing that lmfs made"
-                self._find(Kind.STORE, path, what, "`lmfs repair` moves it aside")
-        for name, _ in self._own_entries(self._store.models_path):
-            self._check_model(name)
-        for name, _ in self._own_entries(self._store.primers_path):
-            self._check_primer(name)
+            elif not _is_own(name, mode):
+                self._misplaced(path, mode)
+        for name, mode in self._own_entries(self._store.models_path):
+            if stat.S_ISREG(mode):
+                self._check_model(name)
+            else:
+                self._misplaced(f"{self._store.models_path}/{name}", mode)
+        for name, mode in self._own_entries(self._store.primers_path):
+            if stat.S_ISREG(mode):
+                self._check_primer(name)
+            else:
+                self._misplaced(f"{self._store.primers_path}/{name}", mode)
+
+    def _misplaced(self, path: str, mode: int) -> None:
+        what = "a symlink" if stat.S_ISLNK(mode) else "nothing that lmfs made"
+        self._find(Kind.STORE, path, what, "`lmfs repair` moves it aside")
 
     def _own_entries(self, directory: str) -> list[tuple[str, int]]:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
@@ -328,6 +338,13 @@ class Check:
 
     def _find(self, kind: Kind, path: str, problem: str, do: str) -> None:
         self._report(Finding(kind, path, problem, do))
+
+
+def _is_own(name: str, mode: int) -> bool:
+    """Whether an entry of `.lmfs/` is of the kind that lmfs makes under this name."""
+    if stat.S_ISDIR(mode):
+        return name in _KNOWN_DIRECTORIES
+    return stat.S_ISREG(mode) and name in _KNOWN_FILES
 
 
 def _unreadable(path: str, error: OSError) -> Finding:

@@ -1,7 +1,7 @@
 """Kept inode numbers: a file shows the same number before, while and after it is frozen.
 
-Owns: `.lmfs/inodes` and the xattr that carries a kept number. Imports nothing of lmfs. Any thread
-may call it; several processes may append at once.
+Owns: `.lmfs/inodes` and the xattr that carries a kept number. Imports `system` only. Any thread may
+call it; several processes may append at once.
 
 Freezing and thawing put a new inode under the old name; who tells files apart by number
 (`tail -F`, log shippers, backup programs) would take it for another file. So a replaced file
@@ -15,14 +15,18 @@ number is taken shows the next number of the form `real + k * 2**48` that is not
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import struct
 import threading
 
+from .system import open_own
+
 KEPT_MARK = "user.lmfs.inode"
 
-_JOURNAL = ".lmfs/inodes"
+_JOURNAL = (".lmfs", "inodes")
+_MOST_BYTES = 64 << 20  # of the journal, which is kept in memory, ten times as large there
 _ENTRY = struct.Struct("<Q")
 _MARK = struct.Struct("<QQ")  # the number shown, the real inode
 _STRIDE = 1 << 48
@@ -66,9 +70,7 @@ class KeptInodes:
             self._refresh()
             if shown in self._kept:
                 return
-            fd = os.open(
-                _JOURNAL, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644, dir_fd=self._root_fd
-            )
+            fd = open_own(self._root_fd, *_JOURNAL, flags=os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)
                 size = os.fstat(fd).st_size
@@ -82,10 +84,12 @@ class KeptInodes:
     def _refresh(self) -> None:
         if self._fd is None:
             with contextlib.suppress(FileNotFoundError):
-                self._fd = os.open(_JOURNAL, os.O_RDONLY, dir_fd=self._root_fd)
+                self._fd = open_own(self._root_fd, *_JOURNAL)
             if self._fd is None:
                 return
         size = os.fstat(self._fd).st_size
+        if size > _MOST_BYTES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), "/".join(_JOURNAL))
         size -= size % _ENTRY.size
         while self._read_bytes < size:
             data = os.pread(self._fd, min(size - self._read_bytes, 1 << 20), self._read_bytes)

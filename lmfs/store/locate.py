@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import FormatError, UsageError
+from ..errors import FormatError, StoreError, UsageError
 from .control import Control, mount_of
 from .store import DIRECTORY, Store
 
@@ -28,7 +28,8 @@ def locate(path: str, *, create: bool = False) -> Place:
     """The store that holds `path`, opened; the caller closes it.
 
     create: if there is none, make one of the directory, or of the file's directory
-    raises: FormatError if there is none, MountError, OSError if `path` does not exist
+    raises: FormatError if there is none, MountError, OSError if `path` does not exist; StoreError
+        if somebody else made it in a directory that is not his
     """
     absolute = _resolved(path)
     status = os.lstat(absolute)
@@ -82,9 +83,28 @@ def _resolved(path: str) -> str:
 
 def _find_root(directory: str, device: int) -> str | None:
     while True:
-        if os.path.lexists(os.path.join(directory, DIRECTORY, "store.json")):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(os.path.join(directory, DIRECTORY, "store.json"))
+            _check_owner(directory)
             return directory
         above = os.path.dirname(directory)
         if above == directory or os.stat(above).st_dev != device:
             return None
         directory = above
+
+
+def _check_owner(root: str) -> None:
+    """Refuse a store that somebody made in another one's directory.
+
+    Where everybody may write, as in /tmp, anybody can make a store of what others have below. Who
+    owns it can take away the models and primers that their files would then need.
+    """
+    store, directory = os.lstat(os.path.join(root, DIRECTORY)), os.stat(root)
+    if store.st_uid not in (0, os.geteuid(), directory.st_uid):
+        raise StoreError(
+            "a store of somebody else, in a directory that is not his",
+            where=root,
+            expected=f"{DIRECTORY}/ of user {directory.st_uid}, who owns the directory",
+            got=f"user {store.st_uid}",
+            do="see who made it; a directory below becomes a store of its own by `lmfs mount`",
+        )

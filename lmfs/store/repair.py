@@ -7,6 +7,7 @@ Imports `fsck` and lower. One thread.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -19,9 +20,9 @@ from .fsck import Finding, Kind
 from .marks import FROZEN_MARK, Marks, State, frozen_mark
 from .publish import open_quietly
 from .store import DIRECTORY
-from .system import RENAME_NOREPLACE, rename
+from .system import RENAME_NOREPLACE, own_directory, rename
 
-ASIDE = f"{DIRECTORY}/aside"
+ASIDE = "aside"
 RECOVERED = ".recovered"
 MAP = ".recovered.json"
 
@@ -59,29 +60,31 @@ class Repair:
         root = self._store.root_fd
         if finding.path == DIRECTORY:
             raise OSError("a symlink instead of the store's directory is not ours to move")
-        if not os.path.isdir(self._store.real_path(ASIDE)):
-            os.mkdir(ASIDE, 0o700, dir_fd=root)
-        name = finding.path.replace("%", "%25").replace("/", "%2F")[-200:]
-        target = self._move(finding.path, f"{ASIDE}/{name}")
-        return f"moved to {target}"
+        with own_directory(root, DIRECTORY) as own:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(ASIDE, 0o700, dir_fd=own)
+            with own_directory(own, ASIDE) as aside:
+                name = finding.path.replace("%", "%25").replace("/", "%2F")[-200:]
+                return f"moved to {DIRECTORY}/{ASIDE}/{self._move(finding.path, name, aside)}"
 
     def _show(self, finding: Finding) -> str:
         head, name = os.path.split(finding.path)
         shown = os.path.join(head, "found-" + name.removeprefix(".lmfs-").removesuffix(".tmp"))
-        return f"renamed to {self._move(finding.path, shown)}"
+        return f"renamed to {self._move(finding.path, shown, self._store.root_fd)}"
 
-    def _move(self, path: str, target: str) -> str:
-        """Rename, never over anything; the new name, also durable."""
+    def _move(self, path: str, target: str, target_fd: int) -> str:
+        """Rename, never over anything; the new name, below `target_fd`, also durable."""
         root = self._store.root_fd
         for number in range(1000):
             name = f"{target}.{number}" if number else target
             try:
-                rename(path, name, flags=RENAME_NOREPLACE, source_fd=root, target_fd=root)
+                rename(path, name, flags=RENAME_NOREPLACE, source_fd=root, target_fd=target_fd)
             except FileExistsError:
                 continue
-            for directory in {os.path.dirname(path), os.path.dirname(name)}:
-                with self._store.parent(f"{directory}/x" if directory else "x") as (fd, _):
-                    os.fsync(fd)
+            with self._store.parent(path) as (directory, _):
+                os.fsync(directory)
+            if target_fd != root:
+                os.fsync(target_fd)
             return name
         raise FileExistsError(f"{target}: a thousand names are taken")
 

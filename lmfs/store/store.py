@@ -2,11 +2,13 @@
 
 Owns: `.lmfs/store.json` (id, version, marks, configuration), `.lmfs/models/` (copies of every model
 that a file of the store needs), how files get there durably, and the names that are the store's
-own. Knows nothing of freezing and nothing of mounts. Imports lmfs.errors only. Any thread may call
-it.
+own. Knows nothing of freezing and nothing of mounts. Imports lmfs.errors and `system` only.
+Any thread may call it.
 
 A store is addressed by a directory descriptor, never by its path: the directory may be mounted
 over itself, and then its path leads into the mount. Paths inside are relative, "." is the root.
+
+Who made a store may not be who uses it: nothing in `.lmfs/` is reached through a symlink.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ import os
 import re
 import secrets
 import shutil
-import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from ..errors import DamagedError, FormatError, StoreError, VersionError
+from .system import open_own, own_directory
 
 DIRECTORY = ".lmfs"
 VERSION = 1
@@ -150,7 +152,8 @@ class Store:
     @property
     def search(self) -> list[Path]:
         """Where readers of its files look for models and shared primers."""
-        return [self.models, self.primers]
+        places = [self.models, self.primers]
+        return [p for p in places if not (p.parent.is_symlink() or p.is_symlink())]
 
     def pinned_models(self) -> dict[bytes, int]:
         """The ids of the models kept in the store, and their packages' sizes in bytes."""
@@ -189,26 +192,27 @@ class Store:
         directory: directly below `.lmfs/`; made if need be
         check: told where the bytes are, on the disk, before they get their name; may raise
         """
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(directory, 0o755, dir_fd=self.root_fd)
-            _fsync_directory(DIRECTORY, self.root_fd)
-        temporary = f"{directory}/{self.new_temporary_name(0)}"
-        try:
-            with open(_create(temporary, self.root_fd), "wb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                shutil.copyfileobj(source, file)
-                file.flush()
-                os.fsync(file.fileno())
-                if check is not None:
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-                    check(Path(self.real_path(temporary)))
-                target = f"{directory}/{name}"
-                os.rename(temporary, target, src_dir_fd=self.root_fd, dst_dir_fd=self.root_fd)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary, dir_fd=self.root_fd)
-            raise
-        _fsync_directory(directory, self.root_fd)
+        head, own_name = os.path.split(directory)
+        with own_directory(self.root_fd, head) as own, contextlib.suppress(FileExistsError):
+            os.mkdir(own_name, 0o755, dir_fd=own)
+            os.fsync(own)
+        temporary = self.new_temporary_name(0)
+        with own_directory(self.root_fd, head, own_name) as own:
+            try:
+                with open(_create(temporary, own), "wb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                    shutil.copyfileobj(source, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    if check is not None:
+                        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                        check(Path(f"/proc/self/fd/{own}/{temporary}"))
+                    os.rename(temporary, name, src_dir_fd=own, dst_dir_fd=own)
+            except BaseException:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary, dir_fd=own)
+                raise
+            os.fsync(own)
 
     def sweep_own(self) -> list[str]:
         """Remove half-written models and primers that a crash left; the paths removed."""
@@ -221,11 +225,15 @@ class Store:
         return [path for path in left if _remove_unlocked(path, self.root_fd)]
 
 
-def _remove_unlocked(path: str, dir_fd: int) -> bool:
+def _remove_unlocked(path: str, root_fd: int) -> bool:
+    *directories, name = path.split("/")
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=dir_fd), "rb") as file:
+        with (
+            own_directory(root_fd, *directories) as own,
+            open(open_own(own, name), "rb") as file,
+        ):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.unlink(path, dir_fd=dir_fd)
+            os.unlink(name, dir_fd=own)
     except OSError:  # gone, or still being written
         return False
     return True
@@ -234,33 +242,22 @@ def _remove_unlocked(path: str, dir_fd: int) -> bool:
 def _exists(path: str, dir_fd: int) -> bool:
     try:
         os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     return True
 
 
-def _scan(path: str, dir_fd: int) -> Iterator[os.DirEntry[str]]:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY, dir_fd=dir_fd)
-    except FileNotFoundError:
-        return
-    try:
-        with os.scandir(fd) as entries:
-            yield from entries
-    finally:
-        os.close(fd)
+def _scan(directory: str, root_fd: int) -> Iterator[os.DirEntry[str]]:
+    with (
+        contextlib.suppress(FileNotFoundError),
+        own_directory(root_fd, *directory.split("/")) as own,
+        os.scandir(own) as entries,
+    ):
+        yield from entries
 
 
 def _create(path: str, dir_fd: int) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=dir_fd)
-
-
-def _fsync_directory(path: str, dir_fd: int) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY, dir_fd=dir_fd)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _create_description(root_fd: int, path: str) -> None:
@@ -268,9 +265,11 @@ def _create_description(root_fd: int, path: str) -> None:
     try:
         with contextlib.suppress(FileExistsError):
             os.mkdir(DIRECTORY, 0o755, dir_fd=root_fd)
-        temporary = f"{DIRECTORY}/{_DESCRIPTION}.{secrets.token_hex(4)}.tmp"
-        fd = _create(temporary, root_fd)
+        with own_directory(root_fd, DIRECTORY) as own:
+            _write_description(own)
     except OSError as error:
+        if error.errno == errno.ENOTDIR:
+            raise _no_directory(path) from error
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         raise StoreError(
@@ -280,6 +279,12 @@ def _create_description(root_fd: int, path: str) -> None:
             got=error.strerror,
             do="give its owner's rights, or choose another directory",
         ) from error
+    os.fsync(root_fd)
+
+
+def _write_description(own: int) -> None:
+    temporary = f"{_DESCRIPTION}.{secrets.token_hex(4)}.tmp"
+    fd = _create(temporary, own)
     try:
         description = {
             "version": VERSION,
@@ -294,16 +299,19 @@ def _create_description(root_fd: int, path: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         with contextlib.suppress(FileExistsError):
-            os.link(
-                temporary,
-                f"{DIRECTORY}/{_DESCRIPTION}",
-                src_dir_fd=root_fd,
-                dst_dir_fd=root_fd,
-            )
+            os.link(temporary, _DESCRIPTION, src_dir_fd=own, dst_dir_fd=own)
     finally:
-        os.unlink(temporary, dir_fd=root_fd)
-    _fsync_directory(DIRECTORY, root_fd)
-    os.fsync(root_fd)
+        os.unlink(temporary, dir_fd=own)
+    os.fsync(own)
+
+
+def _no_directory(path: str) -> FormatError:
+    return FormatError(
+        "not a store",
+        where=path,
+        expected=f"{DIRECTORY}/ as a directory, not as a symlink or a file",
+        do=f"see who made it, and remove {DIRECTORY}",
+    )
 
 
 def _supports_xattrs(fd: int) -> bool:
@@ -320,17 +328,21 @@ def _supports_xattrs(fd: int) -> bool:
 def _read_description(root_fd: int, path: str) -> dict[str, Any]:
     where = os.path.join(path, DIRECTORY, _DESCRIPTION)
     try:
-        fd = os.open(f"{DIRECTORY}/{_DESCRIPTION}", os.O_RDONLY, dir_fd=root_fd)
-    except (FileNotFoundError, NotADirectoryError):
+        fd = open_own(root_fd, DIRECTORY, _DESCRIPTION)
+    except FileNotFoundError:
         raise FormatError(
             "not a store",
             where=path,
             expected=f"a directory with {DIRECTORY}/{_DESCRIPTION}",
             do="make it one with `lmfs mount` or `lmfs freeze`",
         ) from None
+    except OSError as error:
+        if error.errno == errno.ENOTDIR:
+            raise _no_directory(path) from error
+        if error.errno in (errno.ELOOP, errno.ENOTSUP, errno.ENXIO):
+            raise FormatError("not a store", where=where, expected="a regular file") from error
+        raise
     with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise FormatError("not a store", where=where, expected="a regular file")
         text = file.read(1 << 20)
     try:
         description = json.loads(text)
@@ -346,7 +358,7 @@ def _read_description(root_fd: int, path: str) -> dict[str, Any]:
             raise ValueError("xattr_marks")
         if not isinstance(description.get("config", {}), dict):
             raise ValueError("config")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedError(
             "store description",
             where=where,

@@ -1,7 +1,7 @@
 """System calls that the store needs and Python does not wrap: renameat2, leases, short fallbacks.
 
-Owns: the ctypes binding and the meaning of its flags. Imports nothing of lmfs. Any thread may call
-it. Everything raises OSError.
+Owns: the ctypes binding and the meaning of its flags, and how a store's own files are opened.
+Imports nothing of lmfs. Any thread may call it. Everything raises OSError.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import errno
 import fcntl
 import os
 import signal
+import stat
+from collections.abc import Iterator
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
@@ -63,6 +65,35 @@ def exchange_or_rename(source: str, target: str, *, dir_fd: int) -> bool:
         os.rename(source, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
         return False
     return True
+
+
+@contextlib.contextmanager
+def own_directory(root_fd: int, *names: str) -> Iterator[int]:
+    """A descriptor of a directory below `root_fd`, by one name after another, none a symlink.
+
+    Who made the store may not be who uses it: a symlink in it would lead the latter elsewhere.
+    """
+    fd = os.dup(root_fd)
+    try:
+        for name in names:
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            inner = os.open(name, flags, dir_fd=fd)
+            os.close(fd)
+            fd = inner
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def open_own(root_fd: int, *names: str, flags: int = os.O_RDONLY, mode: int = 0o644) -> int:
+    """Open a regular file below `root_fd`, none of the names a symlink; never waits for a FIFO."""
+    with own_directory(root_fd, *names[:-1]) as directory:
+        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(names[-1], flags, mode, dir_fd=directory)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.ENOTSUP, "not a regular file", "/".join(names))
+    return fd
 
 
 class Lease:

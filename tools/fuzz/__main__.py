@@ -62,7 +62,9 @@ def main() -> None:
     for name, content in files.items():
         (args.folder / name).write_bytes(content)
     environment = os.environ | {name: str(args.folder / name) for name in files}
-    options = ["-max_len=4096", "-timeout=20", "-rss_limit_mb=2048", "-print_final_stats=1"]
+    # Time is the clock's, and a machine may be busy.
+    options = ["-max_len=4096", "-timeout=300", "-rss_limit_mb=2048", "-print_final_stats=1"]
+    options.append(f"-artifact_prefix={args.folder}/")
     limit = f"-max_total_time={args.seconds}"
     subprocess.run([target, limit, *options, inputs], check=True, env=environment)
 

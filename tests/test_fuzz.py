@@ -1,0 +1,52 @@
+"""A short run of the fuzzer of containers and model packages (tools/fuzz), always the same."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from lmfs_tools.fuzz import mutate, parsers
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory):
+    return parsers.Target(tmp_path_factory.mktemp("fuzz"))
+
+
+def test_first_inputs(target):
+    """They read, whole; and so they do taken apart and put together."""
+    outcomes = [target.check(seed) for seed in target.seeds]
+    assert outcomes == ["read"] * (len(outcomes) - 1) + ["run"]
+    for container in target.containers:
+        parts = mutate.take_apart(container)
+        assert [p.chunk_size for p in parts]
+        assert b"".join(p.pack() for p in parts)
+        for part in parts:
+            before = part.pack()
+            mutate.settle(part, target.search)
+            assert part.pack() == before
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mutations(target, seed):
+    counts = parsers.run(target, seed, 3600, most=40)
+    assert counts.get("refused")
+    assert counts.get("read") or counts.get("in part"), "checksums are not got past"
+
+
+def test_what_breaks_is_kept(target, monkeypatch):
+    def broken(data, search):
+        raise parsers.Broken("a test")
+
+    monkeypatch.setattr(parsers, "check_container", broken)
+    with pytest.raises(parsers.Broken):
+        parsers.run(target, 1, 3600, most=5)
+    (kept,) = target.folder.glob("broken-*")
+    with pytest.raises(parsers.Broken):
+        target.check(kept.read_bytes())
+
+
+def test_a_store(target):
+    """Of a store with one thing changed, each command ends with an answer of ours."""
+    counts = parsers.run_store(target, random.Random(1), 12)
+    assert sum(counts.values()) == 12
