@@ -79,7 +79,7 @@ def parse_heads(heads: bytes, header: Header, first: int, limit: int, where: obj
     raises: DamagedError, VersionError
     """
     if len(heads.translate(None, _NOT_LAST)) > MAX_HEAD_NUMBERS:
-        raise DamagedError("index: too many numbers", where=where, expected=MAX_HEAD_NUMBERS)
+        raise DamagedError(f"index: more than {MAX_HEAD_NUMBERS} varints", where=where)
     try:
         columns, sections, size, end = native.parse_heads(
             heads,
