@@ -259,6 +259,42 @@ class TestMeanwhile:
             backing.freeze("f")
         assert path.stat().st_mode & 0o777 == 0o600
 
+    @pytest.mark.parametrize("direction", ["freeze", "thaw"])
+    def test_what_is_done_right_after_the_swap_is_not_undone(self, backing, monkeypatch, direction):
+        path = backing.write("f", DATA)
+        os.utime(path, ns=(1, 1))
+        if direction == "thaw":
+            backing.freeze("f")
+
+        def change():
+            os.chmod(path, 0o600)
+            os.utime(path, ns=(2, 2))
+            os.setxattr(path, "user.note", b"mine")
+
+        self.at(monkeypatch, "swapped", change)
+        if direction == "thaw":
+            thaw(backing.marks, "f")
+        else:
+            backing.freeze("f")
+        status = path.stat()
+        assert (status.st_mode & 0o777, status.st_mtime_ns) == (0o600, 2)
+        assert os.getxattr(path, "user.note") == b"mine"
+
+    @pytest.mark.parametrize("call", ["listxattr", "unlink"])
+    def test_an_error_after_the_swap_is_no_failure(self, backing, monkeypatch, call):
+        """The file has been cut by then: who asked for it must not hear that it was not."""
+        path = backing.write_frozen("f", DATA)
+
+        def fail(*_, **__):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        with monkeypatch.context() as patch:
+            self.at(patch, "swapped", lambda: patch.setattr(os, call, fail))
+            assert thaw(backing.marks, "f", keep_bytes=100).action is Action.THAWED
+        assert path.read_bytes() == DATA[:100]
+        sweep_tree(backing.marks)
+        assert backing.leftovers() == []
+
     def test_an_opener_waits_and_wins(self, backing, monkeypatch):
         """Who opens the file under the lease gets the file that stays under the name."""
         path = backing.write("f", DATA)
