@@ -145,8 +145,8 @@ def thaw(
             new.describe({PLAIN_MARK: b"1"} if is_own_like else {})
             new.sync()
             _verify_thawed(marks, path, new, digest)
-            new.publish(None, source.has_moved)
             after = os.fstat(new.fd).st_blocks * 512
+            new.publish(None, source.has_moved)
     return Outcome(path, Action.THAWED, size, on_disk, after)
 
 

@@ -16,6 +16,7 @@ import collections
 import contextlib
 import dataclasses
 import errno
+import functools
 import mmap
 import multiprocessing
 import os
@@ -61,7 +62,9 @@ _FALLOC_KEEP_SIZE = 1
 _FALLOC_PUNCH_HOLE = 2
 
 
-def _texts() -> bytes:
+@functools.cache
+def texts() -> bytes:
+    """Half a megabyte of lines, nowhere the same; zstd makes them smaller."""
     chance = random.Random(1)
     words = [bytes(chance.choices(b"abcdefghij", k=chance.randrange(2, 9))) for _ in range(300)]
     lines = (b" ".join(chance.choices(words, k=9)) + b"\n" for _ in range(8000))
@@ -111,7 +114,7 @@ class Worker:
         self.chance = random.Random(f"{seed}/{number}")
         self.history: collections.deque[str] = collections.deque(maxlen=HISTORY)
         self.done: collections.Counter[str] = collections.Counter()
-        self._texts = _texts()
+        self._texts = texts()
         self._root = root
         self._backing = backing
         self._directories = [f"w{number}/d{d}" for d in range(DIRECTORIES)]
