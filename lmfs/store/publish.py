@@ -152,7 +152,7 @@ class Replacement:
         if moved() or (lease is not None and lease.wanted):
             raise self._changed()
         if source.store.xattr_marks:
-            self._marks.inodes.keep(self._shown_inode)
+            self._keep_number()
         reached("checked")
         try:
             displaced = exchange_or_rename(self._temporary, self._name, dir_fd=self._directory)
@@ -172,6 +172,16 @@ class Replacement:
             with contextlib.suppress(OSError):  # then the next sweep does it
                 os.unlink(self._temporary, dir_fd=self._directory)
         reached("removed")
+
+    def _keep_number(self) -> None:
+        """Write the number down, and on the source first: it would show another if we stop here.
+
+        Where we may not write on the source (a user's own file that is read-only), it does.
+        """
+        source, inodes = self.source, self._marks.inodes
+        with contextlib.suppress(PermissionError):
+            os.setxattr(source.fd, KEPT_MARK, inodes.mark(self._shown_inode, source.status.st_ino))
+        inodes.keep(self._shown_inode)
 
     def _catch_up(self) -> None:
         """What was done to the metadata since they were copied was done to the old inode.

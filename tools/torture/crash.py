@@ -15,6 +15,7 @@ import argparse
 import collections
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -316,6 +317,7 @@ def _play(scenario: Scenario, root: pathlib.Path) -> str:
         marks = Marks(store)
         scenario.prepare(marks, root)
         marks.close()
+    (root.parent / "numbers").write_text(json.dumps(_numbers(root)))
     (root.parent / "ready").touch()
     signal.sigwait({signal.SIGUSR1})
     try:
@@ -417,6 +419,12 @@ def _tree(root: pathlib.Path) -> tuple[Tree, dict[str, tuple[int, ...]]]:
     return tree, attributes
 
 
+def _numbers(root: pathlib.Path) -> dict[str, int]:
+    """The inode number that each file shows, by the SHA-256 of its bytes: a rename keeps it."""
+    tree, attributes = _tree(root)
+    return {hashlib.sha256(data).hexdigest(): attributes[path][0] for path, data in tree.items()}
+
+
 def _look(scenario: Scenario, root: pathlib.Path, may_be: Sequence[Tree]) -> str:
     """What is wrong with a store after a run; empty if nothing is."""
     tree, attributes = _tree(root)
@@ -426,6 +434,10 @@ def _look(scenario: Scenario, root: pathlib.Path, may_be: Sequence[Tree]) -> str
         return f"wrong content: {sizes}, the scenario's trees {known}"
     if "d/f" in tree and tree["d/f"] == FIRST and attributes["d/f"][1] & 0o7777 != 0o640:
         return f"wrong mode: {attributes['d/f'][1]:o}"
+    numbers = _numbers(root)
+    for digest, number in json.loads((root.parent / "numbers").read_text()).items():
+        if numbers.get(digest, number) != number:
+            return f"wrong inode: expected {number}, got {numbers[digest]}"
     lay = leftovers(root)
     with opened(root) as marks:
         sweep_tree(marks)

@@ -890,15 +890,22 @@ def main() -> None:
         parser.error(f"{args.folder} is not empty")
     print(f"seed {args.seed}", flush=True)
     begin = time.monotonic()
+    console = Console(stderr=True)
     try:
-        with Progress(console=Console(stderr=True)) as progress:
+        with Progress(console=console) as progress:
             task = progress.add_task("operations", total=args.operations)
+
+            def advance(operations: int) -> None:
+                progress.advance(task, operations)
+                if not console.is_terminal:
+                    console.print(f"{progress.tasks[task].completed:.0f} operations")
+
             done = run(
                 args.folder,
                 args.operations,
                 processes=args.processes,
                 seed=args.seed,
-                advance=lambda n: progress.advance(task, n),
+                advance=advance,
             )
     except Difference as difference:
         print(f"seed {args.seed}, {args.processes} processes: {difference}")

@@ -50,7 +50,7 @@ def content(number: int) -> bytes:
     return texts()[start : start + FILE_BYTES]
 
 
-class _Client:
+class Client:
     """What all clients of a process share: counts, times in seconds, and what went wrong."""
 
     def __init__(self, root: pathlib.Path, until: float) -> None:
@@ -104,17 +104,17 @@ class _Client:
                 data.clear()
 
 
-def _clients(
-    kind: str, numbers: range, root: pathlib.Path, until: float, answers: Connection
-) -> None:
-    client = _Client(root, until)
+def _clients(kind: str, numbers: range, root: pathlib.Path, orders: Connection) -> None:
+    texts()
+    orders.send("ready")
+    client = Client(root, orders.recv())
     work = client.read if kind == "read" else client.write
     threads = [threading.Thread(target=client.guarded, args=(work, n)) for n in numbers]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    answers.send((kind, client.times, client.wrong))
+    orders.send((kind, client.times, client.wrong))
 
 
 def _prepare(marks: Marks, backing: pathlib.Path) -> None:
@@ -135,21 +135,25 @@ def run(
         with opened(mounted.backing) as marks:
             _prepare(marks, mounted.backing)
         memory = {"start_kb": mounted.memory_kb()}
-        begin = time.time()
         ours, processes = [], []
         for kind, count in (("read", readers), ("write", writers)):
             for first in range(0, count, THREADS):
-                answer, theirs = context.Pipe(duplex=False)
+                orders, theirs = context.Pipe()
                 numbers = range(first, min(first + THREADS, count))
-                arguments = (kind, numbers, mounted.point, begin + seconds, theirs)
+                arguments = (kind, numbers, mounted.point, theirs)
                 processes.append(context.Process(target=_clients, args=arguments, daemon=True))
                 processes[-1].start()
                 theirs.close()
-                ours.append(answer)
+                ours.append(orders)
+        for orders in ours:
+            orders.recv()
+        begin = time.time()
+        for orders in ours:
+            orders.send(begin + seconds)
         with freezing(mounted, counts):
             time.sleep(min(WARM_S, seconds / 2))
             memory["minute_kb"] = mounted.memory_kb()
-            answers = [answer.recv() for answer in ours]
+            answers = [orders.recv() for orders in ours]
         for process in processes:
             process.join()
         memory["end_kb"] = mounted.memory_kb()
