@@ -273,7 +273,7 @@ class Worker:
             os.close(handle.fd)
 
     def _bytes(self, limit: int) -> bytes:
-        size = min(int(self.chance.paretovariate(0.5) * 20), limit)
+        size = max(0, min(int(self.chance.paretovariate(0.5) * 20), limit))
         if self.chance.random() < 0.1:
             return self.chance.randbytes(size)
         start = self.chance.randrange(len(self._texts) - size)
