@@ -5,7 +5,8 @@
 Owns: the operations and the model. FOLDER gets a store and its mount. Each process works on files
 of its own and knows every byte of them; one more freezes and thaws all of them at random behind
 their backs, and all append to one file that they share. Now and then everything is closed, the
-store is unmounted, checked with fsck to the last chunk, mounted again and compared as a whole.
+mount ended, every second time by a kill, the store checked with fsck to the last chunk, mounted
+again and compared as a whole.
 At a difference: exit code 1, the seed, the last operations, and the folder stays as it is.
 """
 
@@ -855,7 +856,7 @@ def run(
     mounted = Mounted(folder, "cachesize=2")
     mounted.mount()
     crew = _Crew(mounted, processes, seed)
-    left = -(-operations // processes)
+    left, rounds = -(-operations // processes), 0
     try:
         while left:
             count = min(left, round_operations)
@@ -866,7 +867,11 @@ def run(
             crew.order("close")
             time.sleep(SETTLE_S)
             crew.order("compare")
-            mounted.unmount()
+            rounds += 1
+            if rounds % 2:
+                mounted.unmount()
+            else:
+                mounted.crash()
             with opened(mounted.backing) as marks:
                 require_clean(marks)
             if found := leftovers(mounted.backing):

@@ -71,6 +71,12 @@ class Mounted:
         if bugs or status:
             raise Difference(f"{bugs} bugs, status {status}: {self.log.read_text()[-4000:]}")
 
+    def crash(self) -> None:
+        """Kill the mount's process, and take away what it leaves."""
+        assert self._server is not None
+        self._server.kill()
+        self.give_up()
+
     def give_up(self) -> None:
         """End the mount whatever state it is in."""
         if self._server is not None:
