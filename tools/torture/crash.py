@@ -38,6 +38,7 @@ from lmfs.errors import LmfsError
 from lmfs.models import registry
 from lmfs.store.freeze import Action, freeze, thaw
 from lmfs.store.marks import Marks
+from lmfs.store.primers import Primers
 from lmfs.store.store import Store
 from lmfs.store.system import RENAME_EXCHANGE
 from lmfs.store.walk import sweep_tree
@@ -122,6 +123,13 @@ def _freeze_with_model(store: Store, marks: Marks) -> bool:
     return outcome.action is Action.FROZEN
 
 
+def _keep_primer(store: Store, marks: Marks) -> bool:
+    primers, package = Primers(store), registry.shipped()
+    kept = primers.keep(SECOND, primers.packed(SECOND, package), package)
+    primers.prove(kept)
+    return True
+
+
 @contextlib.contextmanager
 def _vfs(store: Store) -> Iterator[Vfs]:
     vfs = Vfs(store)
@@ -180,6 +188,7 @@ SCENARIOS = {
     for scenario in (
         Scenario("freeze", _hot, lambda _, marks: _freeze(marks, "d/f"), [OLD]),
         Scenario("freeze-model", _hot, _freeze_with_model, [OLD]),
+        Scenario("primer", _hot, _keep_primer, [OLD]),
         Scenario(
             "thaw",
             _frozen,
