@@ -134,7 +134,7 @@ def run(
     with Mounted(folder, CACHE) as mounted:
         with opened(mounted.backing) as marks:
             _prepare(marks, mounted.backing)
-        memory = {"start_kb": mounted.memory_kb()}
+        memory, minutes = {"start_kb": mounted.memory_kb()}, []
         ours, processes = [], []
         for kind, count in (("read", readers), ("write", writers)):
             for first in range(0, count, THREADS):
@@ -153,21 +153,28 @@ def run(
         with freezing(mounted, counts):
             time.sleep(min(WARM_S, seconds / 2))
             memory["minute_kb"] = mounted.memory_kb()
+            while time.time() + WARM_S < begin + seconds:
+                time.sleep(WARM_S)
+                minutes.append(mounted.memory_kb())
             answers = [orders.recv() for orders in ours]
+        took = time.time() - begin
         for process in processes:
             process.join()
         memory["end_kb"] = mounted.memory_kb()
         told = mounted.ask("stats")
+        mounted.ask("drop-caches")
+        memory["dropped_kb"] = mounted.memory_kb()
     with opened(mounted.backing) as marks:
         found = check(marks)
     wrong = [error for _, _, errors in answers for error in errors] + [str(f) for f in found]
     if told["refused"] or told["bugs"]:
         wrong.append(f"the mount refused {told['refused']}, bugs {told['bugs']}")
     if seconds > 2 * WARM_S and memory["end_kb"] > memory["minute_kb"] + GROWTH_KB:
-        wrong.append(f"memory grew: {memory}")
+        wrong.append(f"memory grew: {memory}, each minute {minutes}")
     if wrong:
         raise Difference("\n".join(wrong[:10]))
-    result: dict[str, Any] = {"seconds": round(time.time() - begin), **memory, "frozen": counts}
+    result: dict[str, Any] = {"seconds": round(took), **memory, "minutes_kb": minutes}
+    result |= {"frozen": counts, "calls": told["calls"]}
     for kind in ("read", "write"):
         times = sorted(1e3 * t for k, found, _ in answers if k == kind for t in found)
         result[kind] = {
