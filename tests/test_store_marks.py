@@ -43,6 +43,20 @@ def test_hot_and_frozen(backing, frozen):
     assert frozen.stat().st_size < len(DATA) / 2
 
 
+def test_a_mark_that_cannot_be_read_is_not_taken_for_none(backing, frozen, monkeypatch):
+    """Else a file whose bytes are damaged as well would be shown as it is."""
+
+    def fail(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    backing.marks.forget()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getxattr", fail)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            backing.facts("f")
+    assert backing.facts("f").state is State.FROZEN
+
+
 def test_what_a_file_was_like_is_not_remembered(backing):
     """One that is written to for days would fill the memory."""
     path = backing.write("h", DATA)

@@ -209,7 +209,8 @@ class Handles:
         try:
             os.ftruncate(handle.fd, size)
         finally:
-            os.close(handle.fd)
+            with contextlib.suppress(OSError):  # it is cut, whatever comes of this
+                os.close(handle.fd)
 
     # --------------------------------------------------------------------------- frozen and hot
 

@@ -264,6 +264,9 @@ def _xattr_names(fd: int) -> list[str]:
 
 
 def _get_xattr(fd: int, name: str) -> bytes | None:
-    with contextlib.suppress(OSError):
+    try:
         return os.getxattr(fd, name)
-    return None
+    except OSError as error:
+        if error.errno not in _NO_XATTR:
+            raise
+        return None
