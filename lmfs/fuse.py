@@ -92,6 +92,7 @@ def serve(
             default_permissions=True,
             use_ino=True,
             auto_cache=True,
+            ac_attr_timeout=0,  # look at every open whether the kernel's pages are old
             attr_timeout=_ATTRIBUTE_SECONDS,
             entry_timeout=_ATTRIBUTE_SECONDS,
             max_read=MAX_REQUEST_BYTES,
@@ -375,6 +376,9 @@ class _Operations:
     def open(self, path: str, flags: int) -> int:
         return self._vfs.open(_inside(path), flags)
 
+    def has_several_names(self, handle: int) -> bool:
+        return self._vfs.has_several_names(handle)
+
     @_boundary
     def create(self, path: str, mode: int, flags: int) -> int:
         return self._vfs.create(_inside(path), flags, mode, self._owner())
@@ -425,6 +429,14 @@ class _Fuse(mfusepy.FUSE):  # type: ignore[misc]
         both = (times.contents.actime, times.contents.modtime) if times else (None, None)
         now = time.time_ns()
         self.operations.utimens(os.fsdecode(path), tuple(_nanoseconds(t, now) for t in both))
+        return 0
+
+    def open(self, path: bytes, info: Any) -> int:
+        # The kernel keeps the pages of each name of a file for itself: with several names it must
+        # keep none, or one name would show what the file was before a write through another.
+        handle = self.operations.open(os.fsdecode(path), info.contents.flags)
+        info.contents.fh = handle
+        info.contents.direct_io = self.operations.has_several_names(handle)
         return 0
 
     def create(self, path: bytes, mode: int, info: Any) -> int:

@@ -53,6 +53,37 @@ def place(mounted, request):
     return backing, point / name, name
 
 
+class TestLinks:
+    """The kernel caches each name of a file for itself, and believes what stat said for a second"""
+
+    def test_what_one_name_is_given_the_other_shows_at_once(self, place):
+        _, path, _ = place
+        (path / "a").write_bytes(b"a" * 9000)
+        os.link(path / "a", path / "b")
+        (path / "b").stat()
+        for number in range(10):
+            assert len((path / "b").read_bytes()) == 9000 + 4 * number
+            (path / "b").stat()
+            with open(path / "a", "r+b") as file:
+                file.write(b"%d" % number)
+            assert (path / "b").read_bytes()[:2] == b"%da" % number
+            with open(path / "b", "rb", buffering=0) as reader, open(path / "a", "ab") as file:
+                file.write(b"more")
+                file.flush()
+                assert os.pread(reader.fileno(), 99, 9000 + 4 * number) == b"more"
+
+    def test_a_name_that_was_alone_again(self, place):
+        _, path, _ = place
+        (path / "a").write_bytes(b"a" * 9000)
+        (path / "a").read_bytes()
+        os.link(path / "a", path / "b")
+        (path / "a").stat()
+        with open(path / "b", "r+b") as file:
+            file.write(b"b")
+        (path / "b").unlink()
+        assert (path / "a").read_bytes()[:2] == b"ba"
+
+
 class TestReading:
     def test_freeze_and_read(self, place):
         backing, path, name = place

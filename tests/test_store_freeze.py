@@ -85,8 +85,10 @@ class TestRoundTrip:
     @pytest.mark.parametrize("keep", [0, 1, CHUNK, CHUNK + 1, len(DATA), len(DATA) + 1])
     def test_thawing_a_part(self, backing, keep):
         path = backing.write_frozen("f", DATA)
+        before = path.stat().st_mtime_ns
         thaw(backing.marks, "f", keep_bytes=keep)
         assert path.read_bytes() == DATA[:keep]
+        assert path.stat().st_mtime_ns > before
 
     def test_freezing_again_after_a_change(self, backing):
         path = backing.write_frozen("f", DATA)
@@ -258,6 +260,54 @@ class TestMeanwhile:
         else:
             backing.freeze("f")
         assert path.stat().st_mode & 0o777 == 0o600
+
+    def test_the_number_stays_when_it_comes_to_nothing(self, backing, monkeypatch):
+        """It is kept by then, and who has a kept number without a mark shows another."""
+        path = backing.write("f", DATA)
+        inode = backing.facts("f").inode
+
+        def step_aside():
+            os.rename(path, backing.path / "g")
+
+        self.at(monkeypatch, "checked", step_aside)
+        assert backing.freeze("f").action is Action.SKIPPED
+        assert backing.facts("g").inode == inode
+
+    @pytest.mark.parametrize("direction", ["freeze", "thaw"])
+    def test_what_is_done_right_after_the_swap_is_not_undone(self, backing, monkeypatch, direction):
+        path = backing.write("f", DATA)
+        os.utime(path, ns=(1, 1))
+        if direction == "thaw":
+            backing.freeze("f")
+
+        def change():
+            os.chmod(path, 0o600)
+            os.utime(path, ns=(2, 2))
+            os.setxattr(path, "user.note", b"mine")
+
+        self.at(monkeypatch, "swapped", change)
+        if direction == "thaw":
+            thaw(backing.marks, "f")
+        else:
+            backing.freeze("f")
+        status = path.stat()
+        assert (status.st_mode & 0o777, status.st_mtime_ns) == (0o600, 2)
+        assert os.getxattr(path, "user.note") == b"mine"
+
+    @pytest.mark.parametrize("call", ["listxattr", "unlink"])
+    def test_an_error_after_the_swap_is_no_failure(self, backing, monkeypatch, call):
+        """The file has been cut by then: who asked for it must not hear that it was not."""
+        path = backing.write_frozen("f", DATA)
+
+        def fail(*_, **__):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        with monkeypatch.context() as patch:
+            self.at(patch, "swapped", lambda: patch.setattr(os, call, fail))
+            assert thaw(backing.marks, "f", keep_bytes=100).action is Action.THAWED
+        assert path.read_bytes() == DATA[:100]
+        sweep_tree(backing.marks)
+        assert backing.leftovers() == []
 
     def test_an_opener_waits_and_wins(self, backing, monkeypatch):
         """Who opens the file under the lease gets the file that stays under the name."""

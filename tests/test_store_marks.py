@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import time
 
 import pytest
 from backing import CHUNK, Backing, text
@@ -40,6 +41,31 @@ def test_hot_and_frozen(backing, frozen):
     assert backing.facts("h")[:2] == (State.HOT, len(DATA))
     assert backing.facts("f")[:2] == (State.FROZEN, len(DATA))
     assert frozen.stat().st_size < len(DATA) / 2
+
+
+def test_a_mark_that_cannot_be_read_is_not_taken_for_none(backing, frozen, monkeypatch):
+    """Else a file whose bytes are damaged as well would be shown as it is."""
+
+    def fail(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    backing.marks.forget()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getxattr", fail)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            backing.facts("f")
+    assert backing.facts("f").state is State.FROZEN
+
+
+def test_what_a_file_was_like_is_not_remembered(backing):
+    """One that is written to for days would fill the memory."""
+    path = backing.write("h", DATA)
+    for number in range(20):
+        os.utime(path, ns=(number, number))
+        time.sleep(0.03)  # until its times are no longer the clock's
+        assert backing.facts("h").size == len(DATA)
+    assert len(backing.marks._facts) == 1
+    assert backing.marks.facts_of_path("h", path.stat()).state is State.HOT
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 55, 56, 57])

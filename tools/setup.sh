@@ -1,8 +1,9 @@
 # Sourced by tools/demo and tools/test: makes ready what this machine lacks.
 #
 # lmfs_setup [EXTRAS] installs FUSE, a compiler and Python's venv module with apt if they are
-# missing, then lmfs with these extras into .venv in the repository. Safe to run twice: the
-# second time it only looks. Leaves $python set to the environment's interpreter.
+# missing, and with the extra dev the programs that tests run; then lmfs with these extras into
+# .venv in the repository. Safe to run twice: the second time it only looks. Leaves $python set to
+# the environment's interpreter.
 
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -15,7 +16,7 @@ die() {
 }
 
 lmfs_packages() {
-    local missing=()
+    local missing=() tool
     command -v fusermount3 >/dev/null || missing+=(fuse3)
     ldconfig -p | grep -q 'libfuse3\.so' || missing+=(libfuse3-3)
     command -v c++ >/dev/null || missing+=(build-essential)
@@ -25,6 +26,11 @@ lmfs_packages() {
     if ! python3 -c 'import sysconfig, os, sys
 sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' 2>/dev/null; then
         missing+=(python3-dev)
+    fi
+    if [[ " $* " == *" dev "* ]]; then
+        for tool in fio git rsync strace; do
+            command -v $tool >/dev/null || missing+=($tool)
+        done
     fi
     [ ${#missing[@]} -eq 0 ] && return 0
     command -v apt-get >/dev/null || die "please install: ${missing[*]}"
@@ -53,7 +59,7 @@ lmfs_fingerprint() {
 }
 
 lmfs_setup() {
-    lmfs_packages
+    lmfs_packages "$@"
     python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
         die "Python 3.11 or newer is needed, this is $(python3 --version)"
     local venv=$root/.venv

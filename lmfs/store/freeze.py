@@ -143,10 +143,12 @@ def thaw(
             digest = _decode(marks, source, new.fd, size, progress)
             is_own_like = store.xattr_marks and looks_frozen(new.fd)
             new.describe({PLAIN_MARK: b"1"} if is_own_like else {})
+            if keep_bytes is not None:
+                os.utime(new.fd)  # cutting is writing
             new.sync()
             _verify_thawed(marks, path, new, digest)
-            new.publish(None, source.has_moved)
             after = os.fstat(new.fd).st_blocks * 512
+            new.publish(None, source.has_moved)
     return Outcome(path, Action.THAWED, size, on_disk, after)
 
 

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from ..codecs.choose import Chooser
 from ..errors import BusyError, LmfsError
 from ..lmz import ChunkCache, LmzReader
-from .freeze import freeze, open_frozen, thaw
+from .freeze import Action, freeze, open_frozen, thaw
 from .marks import PLAIN_MARK, Facts, Marks, State, gives_magic, looks_frozen
 
 _log = logging.getLogger(__name__)
@@ -203,23 +203,28 @@ class Handles:
         if number is not None and self._handle(number).writable:
             os.ftruncate(self._handle(number).fd, size)
             return
-        self.thaw(path, keep_bytes=size)
+        if self.thaw(path, keep_bytes=size) == size:
+            return
         handle = self._open_handle(path, os.O_WRONLY)
         try:
             os.ftruncate(handle.fd, size)
         finally:
-            os.close(handle.fd)
+            with contextlib.suppress(OSError):  # it is cut, whatever comes of this
+                os.close(handle.fd)
 
     # --------------------------------------------------------------------------- frozen and hot
 
-    def thaw(self, path: str, keep_bytes: int | None = None) -> None:
-        """Make a frozen file plain, and turn the handles that read it to the plain one."""
+    def thaw(self, path: str, keep_bytes: int | None = None) -> int | None:
+        """Make a frozen file plain, and turn the handles that read it to the plain one.
+
+        returns: its size in bytes now; None if it was not frozen
+        """
         status = os.stat(path, dir_fd=self._store.root_fd, follow_symlinks=False)
         if not stat.S_ISREG(status.st_mode):
-            return
+            return None
         if self._marks.facts_of_path(path, status).state is State.HOT:
-            return
-        thaw(self._marks, path, keep_bytes=keep_bytes)
+            return None
+        outcome = thaw(self._marks, path, keep_bytes=keep_bytes)
         with self._lock:
             readers = [handle for handle in self._handles.values() if handle.reader is not None]
         for handle in readers:
@@ -227,6 +232,7 @@ class Handles:
             with contextlib.suppress(OSError):
                 if os.fstat(handle.fd).st_ino == status.st_ino:
                     self._follow(handle, path, certain=True)
+        return outcome.size_bytes if outcome.action is Action.THAWED else None
 
     def _follow(self, handle: _Handle, path: str, *, certain: bool = False) -> None:
         """Turn a handle for reading to what replaced its file, if that is the same file."""

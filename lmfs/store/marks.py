@@ -69,7 +69,11 @@ class Marks:
         self.store = store
         self.inodes = KeptInodes(store.root_fd)
         self._lock = threading.Lock()
-        self._facts: collections.OrderedDict[tuple[int, ...], Facts] = collections.OrderedDict()
+        # (device, real inode) -> what the file was like then, and its facts; one a file, for a
+        # file that is written to again and again is like another one each time
+        self._facts: collections.OrderedDict[tuple[int, int], tuple[tuple[int, ...], Facts]] = (
+            collections.OrderedDict()
+        )
         # (device, real inode) -> shown inodes, one for each handle that has it open for writing
         self._written: dict[tuple[int, int], list[int]] = {}
 
@@ -112,7 +116,7 @@ class Marks:
         key = _key(status)
         if settled and _key(os.fstat(fd)) == key:
             with self._lock:
-                self._facts[key] = facts
+                self._facts[key[:2]] = key, facts
                 if len(self._facts) > _CACHED_FILES:
                     self._facts.popitem(last=False)
         return facts
@@ -143,9 +147,10 @@ class Marks:
             written = self._written.get((status.st_dev, status.st_ino))
             if written is not None:
                 return Facts(State.HOT, status.st_size, written[0])
-            facts = self._facts.get(key)
-            if facts is not None:
-                self._facts.move_to_end(key)
+            known, facts = self._facts.get(key[:2], (None, None))
+            if known != key:
+                return None
+            self._facts.move_to_end(key[:2])
             return facts
 
     def _read(self, fd: int, status: os.stat_result) -> Facts:
@@ -239,7 +244,7 @@ def _contradiction(
     return None
 
 
-def _key(status: os.stat_result) -> tuple[int, ...]:
+def _key(status: os.stat_result) -> tuple[int, int, int, int, int]:
     return (
         status.st_dev,
         status.st_ino,
@@ -259,6 +264,9 @@ def _xattr_names(fd: int) -> list[str]:
 
 
 def _get_xattr(fd: int, name: str) -> bytes | None:
-    with contextlib.suppress(OSError):
+    try:
         return os.getxattr(fd, name)
-    return None
+    except OSError as error:
+        if error.errno not in _NO_XATTR:
+            raise
+        return None

@@ -25,14 +25,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 from collections.abc import Callable
+from typing import NamedTuple
 
 from ..errors import BusyError
 from .inodes import KEPT_MARK
 from .marks import PREFIX, Marks
 from .store import Store
 from .system import Lease, exchange_or_rename
+
+_log = logging.getLogger(__name__)
 
 _UNTOUCHABLE = (errno.ENOTSUP, errno.EPERM, errno.EACCES)
 
@@ -90,7 +94,7 @@ class Source:
         )
 
     def close(self) -> None:
-        os.close(self.fd)
+        _close(self.fd)
 
     def __enter__(self) -> Source:
         return self
@@ -123,7 +127,7 @@ class Replacement:
         reached("written")
         for name, value in marks.items():
             os.setxattr(self.fd, name, value)
-        copy_metadata(self.source.fd, self.fd)
+        self._copied = copy_metadata(self.source.fd, self.fd)
         reached("described")
 
     def sync(self) -> None:
@@ -141,13 +145,14 @@ class Replacement:
 
         lease: taken on the source, if nobody else may have it open
         moved: tells whether the source is no longer what was read
-        raises: BusyError if the source moved or somebody wants it; OSError. Then nothing changed.
+        raises: BusyError if the source moved or somebody wants it; OSError. Then nothing changed,
+        unless it was the fsync of the directory that failed: then nobody knows.
         """
         source = self.source
         if moved() or (lease is not None and lease.wanted):
             raise self._changed()
         if source.store.xattr_marks:
-            self._marks.inodes.keep(self._shown_inode)
+            self._keep_number()
         reached("checked")
         try:
             displaced = exchange_or_rename(self._temporary, self._name, dir_fd=self._directory)
@@ -160,23 +165,48 @@ class Replacement:
                 raise self._changed()
         self.published = True
         reached("swapped")
-        try:
-            # What was done to the metadata since they were copied was done to the old inode.
-            copy_metadata(source.fd, self.fd)
-        finally:
-            os.fsync(self._directory)
-            reached("durable")
-            if displaced:
+        self._catch_up()
+        os.fsync(self._directory)
+        reached("durable")
+        if displaced:
+            with contextlib.suppress(OSError):  # then the next sweep does it
                 os.unlink(self._temporary, dir_fd=self._directory)
-            reached("removed")
+        reached("removed")
+
+    def _keep_number(self) -> None:
+        """Write the number down, and on the source first: it would show another if we stop here.
+
+        Where we may not write on the source (a user's own file that is read-only), it does.
+        """
+        source, inodes = self.source, self._marks.inodes
+        with contextlib.suppress(PermissionError):
+            os.setxattr(source.fd, KEPT_MARK, inodes.mark(self._shown_inode, source.status.st_ino))
+        inodes.keep(self._shown_inode)
+
+    def _catch_up(self) -> None:
+        """What was done to the metadata since they were copied was done to the old inode.
+
+        The new one has the name already: what was done to it since must stay, so only what
+        changed is copied; and its bytes are the right ones, so no error may say that they are not.
+        """
+        try:
+            now = Metadata.of(self.source.fd)
+            if now != self._copied:
+                now.give(self.fd, self._copied)
+        except OSError as error:
+            _log.warning(
+                "%s: the last change of its mode, owner, xattrs or times may be lost: %s",
+                self.source.store.shown_path(self.source.path),
+                error,
+            )
 
     def close(self) -> None:
         try:
             if not self.published:
                 self._remove_own()
         finally:
-            os.close(self.fd)
-            os.close(self._directory)
+            _close(self.fd)
+            _close(self._directory)
 
     def _remove_own(self) -> None:
         # After a swap that could not be undone, somebody's file has the temporary's name.
@@ -200,28 +230,53 @@ class Replacement:
         )
 
 
-def copy_metadata(source: int, target: int) -> None:
-    """Make the target's owner, mode, xattrs, ACLs and times those of the source.
+def _close(fd: int) -> None:
+    """What was written is synced, or not wanted: that close fails says nothing about it."""
+    with contextlib.suppress(OSError):
+        os.close(fd)
+
+
+class Metadata(NamedTuple):
+    """What a replacement takes over; `xattrs` hold the ACLs, and none of `user.lmfs.*`."""
+
+    uid: int
+    gid: int
+    mode: int
+    atime_ns: int
+    mtime_ns: int
+    xattrs: dict[str, bytes]
+
+    @classmethod
+    def of(cls, fd: int) -> Metadata:
+        """Those of an open file. raises: OSError"""
+        found = os.fstat(fd)
+        times = (found.st_atime_ns, found.st_mtime_ns)
+        return cls(found.st_uid, found.st_gid, found.st_mode, *times, _xattrs(fd))
+
+    def give(self, target: int, known: Metadata) -> None:
+        """Set on the target what differs from `known`. raises: OSError if it cannot be set"""
+        if (self.uid, self.gid) != (known.uid, known.gid):
+            os.fchown(target, self.uid, self.gid)
+        for name in known.xattrs.keys() - self.xattrs.keys():
+            os.removexattr(target, name)
+        for name, value in self.xattrs.items():
+            if known.xattrs.get(name) != value:
+                os.setxattr(target, name, value)
+        # After the owner, which clears set-user-id, and after the ACL, whose mask is in the mode.
+        if self.mode != os.fstat(target).st_mode:
+            os.fchmod(target, self.mode & 0o7777)
+        if self.mtime_ns != known.mtime_ns:
+            os.utime(target, ns=(self.atime_ns, self.mtime_ns))
+
+
+def copy_metadata(source: int, target: int) -> Metadata:
+    """Make the target's owner, mode, xattrs, ACLs and times those of the source, and return them.
 
     Our own xattrs (`user.lmfs.*`) are left alone. raises: OSError if one cannot be set.
     """
-    status, now = os.fstat(source), os.fstat(target)
-    if (status.st_uid, status.st_gid) != (now.st_uid, now.st_gid):
-        os.fchown(target, status.st_uid, status.st_gid)
-    wanted, present = _xattrs(source), _xattrs(target)
-    for name in present.keys() - wanted.keys():
-        os.removexattr(target, name)
-    for name, value in wanted.items():
-        if present.get(name) != value:
-            os.setxattr(target, name, value)
-    # After the owner, which clears set-user-id, and after the ACL, whose mask is in the mode.
-    if status.st_mode != os.fstat(target).st_mode:
-        os.fchmod(target, status.st_mode & 0o7777)
-    _copy_times(status, target)
-
-
-def _copy_times(status: os.stat_result, target: int) -> None:
-    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+    wanted = Metadata.of(source)
+    wanted.give(target, Metadata.of(target))
+    return wanted
 
 
 def _xattrs(fd: int) -> dict[str, bytes]:
