@@ -31,17 +31,16 @@ class TestOperations:
     def test_twenty_thousand_at_random(self, folder):
         done = fsx.run(folder, 20_000, processes=3, seed=20)
         assert done["frozen True"] > 100, "nearly nothing was frozen: this tests little"
-        assert done["thawed"] > 100
+        assert done["thaw"] > 100
 
     @pytest.fixture
     def worker(self, tmp_path):
-        """One without a mount, after some operations."""
+        """One without a mount, and so without freezing, after some operations."""
         worker = fsx.Worker(0, tmp_path, tmp_path, seed=1)
+        worker.operations |= {worker.freeze: 0, worker.thaw: 0}
         with opened(tmp_path) as marks:
             for _ in range(300):
                 worker.step(marks)
-                for path in tmp_path.rglob("d*/?"):  # no mount shows frozen files as they were
-                    fsx.thaw(marks, str(path.relative_to(tmp_path)))
             worker.close_all()
             worker.compare_all()
             yield worker, max(tmp_path.rglob("d*/?"), key=lambda path: path.stat().st_size)

@@ -126,7 +126,7 @@ class Worker:
         self._slow: Chooser | None = None
         for directory in self._directories:
             (root / directory).mkdir(parents=True, exist_ok=True)
-        self._operations: dict[Callable[[], str | None], int] = {
+        self.operations: dict[Callable[[], str | None], int] = {
             self.read: 20,
             self.read_whole: 5,
             self.write: 14,
@@ -161,8 +161,8 @@ class Worker:
     def step(self, marks: Marks) -> None:
         """One operation. raises: Difference, OSError"""
         self._marks = marks
-        operations = list(self._operations)
-        (operation,) = self.chance.choices(operations, self._operations.values())
+        operations = list(self.operations)
+        (operation,) = self.chance.choices(operations, self.operations.values())
         self.history.append(f"{operation.__name__}: begun")
         did = operation()
         self.history[-1] = f"{operation.__name__}: {did or 'nothing to do'}"

@@ -167,22 +167,22 @@ def run(
     with opened(mounted.backing) as marks:
         found = check(marks)
     wrong = [error for _, _, errors in answers for error in errors] + [str(f) for f in found]
-    if told["refused"] or told["bugs"]:
-        wrong.append(f"the mount refused {told['refused']}, bugs {told['bugs']}")
-    if seconds > 2 * WARM_S and memory["end_kb"] > memory["minute_kb"] + GROWTH_KB:
-        wrong.append(f"memory grew: {memory}, each minute {minutes}")
-    if wrong:
-        raise Difference("\n".join(wrong[:10]))
     result: dict[str, Any] = {"seconds": round(took), **memory, "minutes_kb": minutes}
     result |= {"frozen": counts, "calls": told["calls"]}
     for kind in ("read", "write"):
-        times = sorted(1e3 * t for k, found, _ in answers if k == kind for t in found)
+        times = sorted(1e3 * t for k, found, _ in answers if k == kind for t in found) or [0.0]
         result[kind] = {
             "calls": len(times),
             "p50_ms": round(statistics.median(times), 3),
             "p99_ms": round(times[len(times) * 99 // 100], 3),
             "max_ms": round(times[-1], 1),
         }
+    if told["refused"] or told["bugs"]:
+        wrong.append(f"the mount refused {told['refused']}, bugs {told['bugs']}")
+    if seconds > 2 * WARM_S and memory["end_kb"] > memory["minute_kb"] + GROWTH_KB:
+        wrong.append(f"memory grew, each minute: {minutes}")
+    if wrong:
+        raise Difference("\n".join([*wrong[:10], json.dumps(result)]))
     return result
 
 
