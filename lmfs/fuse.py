@@ -29,7 +29,7 @@ from .errors import DamagedError, LmfsError, MountError, UsageError
 from .store.control import ControlServer
 from .store.store import Store
 from .store.walk import sweep_tree
-from .vfs import DEFAULT_CACHE_BYTES, Owner, Vfs
+from .vfs import DEFAULT_CACHE_BYTES, Maker, Vfs
 
 # The binding would load libfuse 2 where both are installed.
 os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")
@@ -46,6 +46,7 @@ FILESYSTEM_TYPE = "fuse.lmfs"
 MAX_REQUEST_BYTES = 1 << 20
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
+_CAP_DONT_MASK = 1 << 6
 _CAP_POSIX_ACL = 1 << 19
 _CAP_HANDLE_KILLPRIV = 1 << 20
 _RENAME_KNOWN = 0b11  # RENAME_NOREPLACE, RENAME_EXCHANGE
@@ -189,6 +190,7 @@ class _Operations:
         self._control: ControlServer | None = None
         self.ready = False
         self._since = time.monotonic()
+        self._library_config: Any = None  # libfuse's own, read by it at every answer
         # Of calls; a count may miss one where two threads count at once.
         self.counts: dict[str, int] = {}
         self.refused = 0
@@ -203,9 +205,11 @@ class _Operations:
     def init_with_config(self, connection: Any, config: Any) -> None:
         connection.max_write = MAX_REQUEST_BYTES
         connection.max_read = MAX_REQUEST_BYTES  # must equal the option
-        connection.want |= connection.capable & _CAP_POSIX_ACL
+        # Where a directory has a default ACL there is no umask: we know, the kernel does not.
+        connection.want |= connection.capable & (_CAP_POSIX_ACL | _CAP_DONT_MASK)
         # Else we would have to clear set-user-id at every write; the kernel does it well.
         connection.want &= ~_CAP_HANDLE_KILLPRIV
+        self._library_config = config
         threading.Thread(target=self._announce, name="lmfs-ready", daemon=True).start()
 
     def _announce(self) -> None:
@@ -262,17 +266,33 @@ class _Operations:
             "bugs": self.bugs,
         } | self._vfs.statistics()
 
-    def _owner(self) -> Owner | None:
+    def _maker(self) -> Maker:
+        """Who calls: a new file's owner and group if they are ours to give, and its umask."""
+        context = mfusepy._libfuse.fuse_get_context().contents  # the wrapper leaves umask out
         if not self._is_root:
-            return None
-        uid, gid, _ = mfusepy.fuse_get_context()
-        return uid, gid
+            return Maker(None, None, context.umask)
+        return Maker(context.uid, context.gid, context.umask)
+
+    def _stop_caching_attributes(self) -> bool:
+        """Let the kernel ask for attributes, and compare times, at every stat and read.
+
+        To libfuse and the kernel each name of a file is a file of its own, with attributes and
+        pages of its own. So once a file with several names is seen, none is believed any longer:
+        what is done by one name then shows by the others.
+
+        returns: True if it has been so before
+        """
+        before = bool(self._library_config.attr_timeout == 0)
+        self._library_config.attr_timeout = 0.0
+        return before
 
     # ------------------------------------------------------------------------------- attributes
 
     @_boundary
     def getattr(self, path: str, handle: int | None = None) -> dict[str, int]:
         found = self._vfs.attributes(_inside(path), handle)
+        if found.links > 1 and not stat.S_ISDIR(found.mode):
+            self._stop_caching_attributes()
         return {
             "st_mode": found.mode,
             "st_ino": found.inode,
@@ -341,18 +361,21 @@ class _Operations:
 
     @_boundary
     def mkdir(self, path: str, mode: int) -> None:
-        self._vfs.make_directory(_inside(path), mode, self._owner())
+        self._vfs.make_directory(_inside(path), mode, self._maker())
 
     @_boundary
     def mknod(self, path: str, mode: int, device: int) -> None:
-        self._vfs.make_node(_inside(path), mode, device, self._owner())
+        self._vfs.make_node(_inside(path), mode, device, self._maker())
 
     @_boundary
     def symlink(self, path: str, target: str) -> None:
-        self._vfs.make_symlink(target, _inside(path), self._owner())
+        self._vfs.make_symlink(target, _inside(path), self._maker())
 
     @_boundary
     def link(self, path: str, source: str) -> None:
+        if not self._stop_caching_attributes():
+            # What the kernel knows of the first name it may believe for so long. Once a mount.
+            time.sleep(_ATTRIBUTE_SECONDS)
         self._vfs.link(_inside(source), _inside(path))
 
     @_boundary
@@ -377,7 +400,7 @@ class _Operations:
 
     @_boundary
     def create(self, path: str, mode: int, flags: int) -> int:
-        return self._vfs.create(_inside(path), flags, mode, self._owner())
+        return self._vfs.create(_inside(path), flags, mode, self._maker())
 
     @_boundary
     def read(self, path: str, size: int, offset: int, handle: int) -> bytes:
@@ -394,6 +417,10 @@ class _Operations:
     @_boundary
     def fallocate(self, path: str, mode: int, offset: int, size: int, handle: int) -> None:
         self._vfs.allocate(handle, mode, offset, size)
+
+    @_boundary
+    def lseek(self, path: str, offset: int, whence: int, handle: int) -> int:
+        return self._vfs.seek(handle, offset, whence)
 
     @_boundary
     def flush(self, path: str, handle: int) -> None:
@@ -426,6 +453,11 @@ class _Fuse(mfusepy.FUSE):  # type: ignore[misc]
         now = time.time_ns()
         self.operations.utimens(os.fsdecode(path), tuple(_nanoseconds(t, now) for t in both))
         return 0
+
+    def lseek(self, path: bytes, offset: int, whence: int, info: Any) -> int:
+        # The binding has no such method, though it knows the call.
+        found: int = self.operations.lseek(os.fsdecode(path), offset, whence, info.contents.fh)
+        return found
 
     def create(self, path: bytes, mode: int, info: Any) -> int:
         info.contents.fh = self.operations.create(os.fsdecode(path), mode, info.contents.flags)

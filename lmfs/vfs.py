@@ -33,7 +33,7 @@ OWN_XATTRS = (STATE_XATTR, *(PREFIX + name for name in ("ratio", "codecs", "mode
 
 _NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
 
-Owner = tuple[int, int]
+_DEFAULT_ACL = "system.posix_acl_default"
 
 
 class Attributes(NamedTuple):
@@ -52,11 +52,22 @@ class Attributes(NamedTuple):
     ctime_ns: int
 
 
+class Maker(NamedTuple):
+    """Who makes a file: its owner and group, None for those of this process; and the umask."""
+
+    uid: int | None = None
+    gid: int | None = None
+    umask: int = 0
+
+
 class Entry(NamedTuple):
     """A directory's entry; `mode` holds the file type only."""
 
     name: str
     mode: int
+
+
+_OURSELVES = Maker()
 
 
 class Vfs:
@@ -222,20 +233,20 @@ class Vfs:
 
     # ------------------------------------------------------------------------------------ names
 
-    def make_directory(self, path: str, mode: int, owner: Owner | None = None) -> None:
+    def make_directory(self, path: str, mode: int, maker: Maker = _OURSELVES) -> None:
         self._refuse_to_make(path)
-        os.mkdir(path, mode, dir_fd=self.store.root_fd)
-        self._give(path, owner)
+        os.mkdir(path, self._masked(path, mode, maker), dir_fd=self.store.root_fd)
+        self._give(path, maker)
 
-    def make_node(self, path: str, mode: int, device: int, owner: Owner | None = None) -> None:
+    def make_node(self, path: str, mode: int, device: int, maker: Maker = _OURSELVES) -> None:
         self._refuse_to_make(path)
-        os.mknod(path, mode, device, dir_fd=self.store.root_fd)
-        self._give(path, owner)
+        os.mknod(path, self._masked(path, mode, maker), device, dir_fd=self.store.root_fd)
+        self._give(path, maker)
 
-    def make_symlink(self, target: str, path: str, owner: Owner | None = None) -> None:
+    def make_symlink(self, target: str, path: str, maker: Maker = _OURSELVES) -> None:
         self._refuse_to_make(path)
         os.symlink(target, path, dir_fd=self.store.root_fd)
-        self._give(path, owner)
+        self._give(path, maker)
 
     def link(self, source: str, path: str) -> None:
         """A second name; a frozen file is thawed first: two names cannot be replaced at once."""
@@ -283,17 +294,17 @@ class Vfs:
         self._refuse_private(path)
         return self._files.open(path, flags)
 
-    def create(self, path: str, flags: int, mode: int, owner: Owner | None = None) -> int:
+    def create(self, path: str, flags: int, mode: int, maker: Maker = _OURSELVES) -> int:
         """Make a file and open it; a file that is there already is opened, unless O_EXCL."""
         self._refuse_to_make(path)
         try:
-            handle = self._files.create(path, flags, mode)
+            handle = self._files.create(path, flags, self._masked(path, mode, maker))
         except FileExistsError:
             if flags & os.O_EXCL:
                 raise
             return self._files.open(path, flags)
         try:
-            self._give(path, owner)
+            self._give(path, maker)
         except BaseException:
             self._files.release(handle)
             raise
@@ -318,6 +329,10 @@ class Vfs:
         if mode:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
         os.posix_fallocate(self._files.descriptor(handle), offset, size)
+
+    def seek(self, handle: int, offset: int, whence: int) -> int:
+        """lseek(2) for data (SEEK_DATA) or a hole (SEEK_HOLE); frozen files have no holes."""
+        return self._files.seek(handle, offset, whence)
 
     def flush(self, handle: int) -> None:
         # Closing a duplicate reports what the backing filesystem reports at close (quota, NFS).
@@ -353,11 +368,20 @@ class Vfs:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
         return os.open(path, flags, dir_fd=self.store.root_fd)
 
-    def _give(self, path: str, owner: Owner | None) -> None:
+    def _masked(self, path: str, mode: int, maker: Maker) -> int:
+        """A new file's mode; a default ACL of the directory stands for the umask (acl(5))."""
+        if maker.umask:
+            try:
+                os.getxattr(self.store.real_path(os.path.dirname(path)), _DEFAULT_ACL)
+            except OSError:  # it has none, or the filesystem knows none
+                return mode & ~maker.umask
+        return mode
+
+    def _give(self, path: str, maker: Maker) -> None:
         """Give a new file to who made it; a set-group-id directory keeps its group."""
-        if owner is None:
+        uid, gid, _ = maker
+        if uid is None or gid is None:
             return
-        uid, gid = owner
         parent = self._stat(os.path.dirname(path) or ".")
         status = self._stat(path)
         if parent.st_mode & stat.S_ISGID:

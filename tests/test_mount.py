@@ -97,6 +97,25 @@ class TestReading:
             assert mapped[CHUNK * 7 : CHUNK * 7 + 9] == DATA[CHUNK * 7 : CHUNK * 7 + 9]
             assert mapped.find(DATA[-50:]) == DATA.find(DATA[-50:])
 
+    def test_frozen_files_have_no_holes(self, place):
+        backing, path, name = place
+        backing.write_frozen(f"{name}/f", DATA)
+        with open(path / "f", "rb", buffering=0) as file:
+            for offset in (0, CHUNK + 1, len(DATA) - 1):
+                assert os.lseek(file.fileno(), offset, os.SEEK_DATA) == offset
+                assert os.lseek(file.fileno(), offset, os.SEEK_HOLE) == len(DATA)
+            with pytest.raises(OSError, match="No such device or address"):
+                os.lseek(file.fileno(), len(DATA), os.SEEK_DATA)
+
+    def test_direct_reads_of_frozen_files(self, place):
+        backing, path, name = place
+        backing.write_frozen(f"{name}/f", DATA)
+        fd = os.open(path / "f", os.O_RDONLY | os.O_DIRECT)
+        with open(fd, "rb", buffering=0), mmap.mmap(-1, 4 * CHUNK) as aligned:
+            for offset in (0, 8 * CHUNK):
+                assert os.preadv(fd, [aligned], offset) == 4 * CHUNK
+                assert aligned[:] == DATA[offset : offset + 4 * CHUNK]
+
     def test_a_damaged_chunk_is_eio_and_the_rest_is_read(self, place):
         backing, path, name = place
         stored_path = backing.write_frozen(f"{name}/f", DATA)

@@ -13,6 +13,7 @@ from lmfs.errors import DamagedError
 from lmfs.store import handles
 from lmfs.store.freeze import thaw
 from lmfs.store.system import RENAME_EXCHANGE, RENAME_NOREPLACE
+from lmfs.vfs import Maker
 
 DATA = text(20 * CHUNK + 5)
 
@@ -109,14 +110,14 @@ class TestNames:
         }
 
     def test_new_files_belong_to_their_makers(self, backing, vfs):
-        owner = (1234, 4321)
+        owner = Maker(1234, 4321)
         vfs.make_directory("d", 0o755, owner)
         vfs.make_symlink("x", "l", owner)
         vfs.make_node("p", stat.S_IFIFO | 0o600, 0, owner)
         vfs.release(vfs.create("f", os.O_WRONLY, 0o4755, owner))
         for name in ("d", "l", "p", "f"):
             found = vfs.attributes(name)
-            assert (found.uid, found.gid) == owner
+            assert (found.uid, found.gid) == (1234, 4321)
         assert stat.S_IMODE(vfs.attributes("f").mode) & stat.S_ISUID
         assert vfs.read_link("l") == "x"
 
@@ -124,8 +125,21 @@ class TestNames:
         vfs.make_directory("d", 0o755)
         os.chown(backing.path / "d", 0, 77)
         vfs.change_mode("d", 0o2755)
-        vfs.release(vfs.create("d/f", os.O_WRONLY, 0o644, (1234, 4321)))
+        vfs.release(vfs.create("d/f", os.O_WRONLY, 0o644, Maker(1234, 4321)))
         assert vfs.attributes("d/f")[3:5] == (1234, 77)
+
+    def test_the_umask_stands_back_for_a_default_acl(self, backing, vfs):
+        maker = Maker(umask=0o077)
+        vfs.make_directory("d", 0o755, maker)
+        vfs.make_directory("e", 0o755)
+        entries = "01000700ffffffff04000700ffffffff20000500ffffffff"
+        acl = bytes.fromhex("02000000" + entries)
+        os.setxattr(backing.path / "e", "system.posix_acl_default", acl)
+        for directory, mode in (("d", 0o600), ("e", 0o664)):
+            vfs.release(vfs.create(f"{directory}/f", os.O_WRONLY, 0o666, maker))
+            vfs.make_node(f"{directory}/p", stat.S_IFIFO | 0o666, 0, maker)
+            for name in ("f", "p"):
+                assert stat.S_IMODE(vfs.attributes(f"{directory}/{name}").mode) == mode
 
     def test_linking_thaws(self, backing, vfs):
         backing.write_frozen("f", DATA)

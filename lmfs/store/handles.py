@@ -198,6 +198,16 @@ class Handles:
             os.setxattr(handle.fd, PLAIN_MARK, b"1")
         return os.pwrite(handle.fd, data, offset)
 
+    def seek(self, number: int, offset: int, whence: int) -> int:
+        """Where data (SEEK_DATA) or a hole (SEEK_HOLE) begins, from `offset` on."""
+        handle = self._handle(number)
+        with self._borrowed_reader(handle) as reader:
+            if reader is None:
+                return os.lseek(handle.fd, offset, whence)
+            if not 0 <= offset < reader.size:
+                raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+            return offset if whence == os.SEEK_DATA else reader.size
+
     def truncate(self, path: str, size: int, number: int | None = None) -> None:
         """Cut or extend; of a frozen file only what remains is decoded."""
         if number is not None and self._handle(number).writable:
