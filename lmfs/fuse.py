@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from .archive import Archive
 from .errors import DamagedError, LmfsError, MountError, UsageError
 from .store.control import ControlServer
 from .store.store import Store
@@ -72,15 +73,15 @@ class MountOptions:
 
 
 def serve(
-    store: Store, mountpoint: str, options: MountOptions, on_ready: Callable[[], None]
+    content: Store | Archive, mountpoint: str, options: MountOptions, on_ready: Callable[[], None]
 ) -> None:
-    """Mount a store and answer until it is unmounted; closes the store.
+    """Mount a store, or an archive, and answer until it is unmounted; closes what is mounted.
 
     mountpoint: absolute, for libfuse changes the working directory
     on_ready: called from another thread once the mount answers
     raises: MountError
     """
-    operations = _Operations(store, mountpoint, options, on_ready)
+    operations = _Operations(content, mountpoint, options, on_ready)
     _tell_on_signal(operations)
     try:
         _Fuse(
@@ -88,11 +89,12 @@ def serve(
             mountpoint,
             encoding=sys.getfilesystemencoding(),
             foreground=True,
-            fsname=store.path.replace("\\", "\\\\").replace(",", "\\,"),
+            fsname=content.path.replace("\\", "\\\\").replace(",", "\\,"),
             subtype="lmfs",
             default_permissions=True,
             use_ino=True,
             auto_cache=True,
+            ac_attr_timeout=0,  # look at every open whether the kernel's pages are old
             attr_timeout=_ATTRIBUTE_SECONDS,
             entry_timeout=_ATTRIBUTE_SECONDS,
             max_read=MAX_REQUEST_BYTES,
@@ -179,10 +181,18 @@ class _Operations:
     use_ns = True
 
     def __init__(
-        self, store: Store, mountpoint: str, options: MountOptions, on_ready: Callable[[], None]
+        self,
+        content: Store | Archive,
+        mountpoint: str,
+        options: MountOptions,
+        on_ready: Callable[[], None],
     ) -> None:
-        self._store = store
-        self._vfs = Vfs(store, cache_bytes=options.cache_bytes)
+        self._store = content if isinstance(content, Store) else None
+        self._vfs: Vfs | Archive
+        if isinstance(content, Store):
+            self._vfs = Vfs(content, cache_bytes=options.cache_bytes)
+        else:
+            self._vfs = content
         self._mountpoint = mountpoint
         self._read_only = options.read_only
         self._on_ready = on_ready
@@ -200,7 +210,15 @@ class _Operations:
         if self._control is not None:
             self._control.close()
         self._vfs.close()
-        self._store.close()
+        if self._store is not None:
+            self._store.close()
+
+    @property
+    def _writable(self) -> Vfs:
+        """The tree, for a change. raises: OSError where there is none to be made"""
+        if isinstance(self._vfs, Archive):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return self._vfs
 
     def init_with_config(self, connection: Any, config: Any) -> None:
         connection.max_write = MAX_REQUEST_BYTES
@@ -227,7 +245,7 @@ class _Operations:
         self._on_ready()
         if not self._read_only:
             with contextlib.suppress(OSError):  # unmounted meanwhile
-                sweep_tree(self._vfs.marks)
+                sweep_tree(self._writable.marks)
 
     def _request(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Answer a request of `lmfs ctl`. raises: UsageError, OSError, LmfsError"""
@@ -243,7 +261,7 @@ class _Operations:
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
             if os.path.isabs(path) or path.split("/")[0] == "..":
                 raise UsageError("path", expected="one inside the mount", got=path)
-            self._vfs.thaw(path)
+            self._writable.thaw(path)
             return {}
         if do == "log-level":
             level = str(asked.get("level")).upper()
@@ -309,15 +327,15 @@ class _Operations:
 
     @_boundary
     def chmod(self, path: str, mode: int) -> None:
-        self._vfs.change_mode(_inside(path), stat.S_IMODE(mode))
+        self._writable.change_mode(_inside(path), stat.S_IMODE(mode))
 
     @_boundary
     def chown(self, path: str, uid: int, gid: int) -> None:
-        self._vfs.change_owner(_inside(path), uid, gid)
+        self._writable.change_owner(_inside(path), uid, gid)
 
     @_boundary
     def utimens(self, path: str, times: tuple[int | None, int | None]) -> None:
-        self._vfs.change_times(_inside(path), *times)
+        self._writable.change_times(_inside(path), *times)
 
     @_boundary
     def statfs(self, path: str) -> dict[str, int]:
@@ -336,11 +354,11 @@ class _Operations:
 
     @_boundary
     def setxattr(self, path: str, name: str, value: bytes, flags: int) -> None:
-        self._vfs.set_xattr(_inside(path), name, value, flags)
+        self._writable.set_xattr(_inside(path), name, value, flags)
 
     @_boundary
     def removexattr(self, path: str, name: str) -> None:
-        self._vfs.remove_xattr(_inside(path), name)
+        self._writable.remove_xattr(_inside(path), name)
 
     # ------------------------------------------------------------------------------------ names
 
@@ -361,36 +379,36 @@ class _Operations:
 
     @_boundary
     def mkdir(self, path: str, mode: int) -> None:
-        self._vfs.make_directory(_inside(path), mode, self._maker())
+        self._writable.make_directory(_inside(path), mode, self._maker())
 
     @_boundary
     def mknod(self, path: str, mode: int, device: int) -> None:
-        self._vfs.make_node(_inside(path), mode, device, self._maker())
+        self._writable.make_node(_inside(path), mode, device, self._maker())
 
     @_boundary
     def symlink(self, path: str, target: str) -> None:
-        self._vfs.make_symlink(target, _inside(path), self._maker())
+        self._writable.make_symlink(target, _inside(path), self._maker())
 
     @_boundary
     def link(self, path: str, source: str) -> None:
         if not self._stop_caching_attributes():
             # What the kernel knows of the first name it may believe for so long. Once a mount.
             time.sleep(_ATTRIBUTE_SECONDS)
-        self._vfs.link(_inside(source), _inside(path))
+        self._writable.link(_inside(source), _inside(path))
 
     @_boundary
     def rename(self, old: str, new: str, flags: int) -> None:
         if flags & ~_RENAME_KNOWN:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), old)
-        self._vfs.rename(_inside(old), _inside(new), flags)
+        self._writable.rename(_inside(old), _inside(new), flags)
 
     @_boundary
     def unlink(self, path: str) -> None:
-        self._vfs.remove_file(_inside(path))
+        self._writable.remove_file(_inside(path))
 
     @_boundary
     def rmdir(self, path: str) -> None:
-        self._vfs.remove_directory(_inside(path))
+        self._writable.remove_directory(_inside(path))
 
     # ------------------------------------------------------------------------------- open files
 
@@ -400,7 +418,7 @@ class _Operations:
 
     @_boundary
     def create(self, path: str, mode: int, flags: int) -> int:
-        return self._vfs.create(_inside(path), flags, mode, self._maker())
+        return self._writable.create(_inside(path), flags, mode, self._maker())
 
     @_boundary
     def read(self, path: str, size: int, offset: int, handle: int) -> bytes:
@@ -408,15 +426,15 @@ class _Operations:
 
     @_boundary
     def write(self, path: str, data: bytes, offset: int, handle: int) -> int:
-        return self._vfs.write(handle, data, offset)
+        return self._writable.write(handle, data, offset)
 
     @_boundary
     def truncate(self, path: str, size: int, handle: int | None = None) -> None:
-        self._vfs.truncate(_inside(path), size, handle)
+        self._writable.truncate(_inside(path), size, handle)
 
     @_boundary
     def fallocate(self, path: str, mode: int, offset: int, size: int, handle: int) -> None:
-        self._vfs.allocate(handle, mode, offset, size)
+        self._writable.allocate(handle, mode, offset, size)
 
     @_boundary
     def lseek(self, path: str, offset: int, whence: int, handle: int) -> int:

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import LmfsError, MountError, UsageError
+from ..errors import LmfsError, MountError, StoreError, UsageError
 from .store import Store
 
 Handler = Callable[[dict[str, Any]], dict[str, Any]]
@@ -93,10 +93,11 @@ class ControlServer:
     """Answers on the socket of one mount until it is closed."""
 
     def __init__(
-        self, device: int, store: Store, mountpoint: str, handle: Handler | None = None
+        self, device: int, store: Store | None, mountpoint: str, handle: Handler | None = None
     ) -> None:
         """
         device: st_dev of the mount
+        store: what is mounted, if it is a store
         handle: answers a request other than "open"; from several threads; raises LmfsError, OSError
         raises: OSError
         """
@@ -140,7 +141,7 @@ class ControlServer:
                 return
             while request := connection.recv(_MESSAGE_BYTES):
                 asked = json.loads(request)
-                if asked.get("do") != "open":
+                if asked.get("do") != "open" or self._store is None:
                     connection.send(json.dumps(self._reply(asked)).encode())
                     continue
                 reply = {"path": self._store.path, "mountpoint": self._mountpoint}
@@ -148,6 +149,12 @@ class ControlServer:
 
     def _reply(self, asked: dict[str, Any]) -> dict[str, Any]:
         try:
+            if asked.get("do") == "open":
+                raise StoreError(
+                    "this mount shows an archive, not a store",
+                    where=self._mountpoint,
+                    do="copy files out of it to freeze them",
+                )
             if self._handle is None:
                 raise UsageError("request", got=asked.get("do"), do="update lmfs, or mount again")
             return self._handle(asked)
@@ -162,6 +169,13 @@ class ControlServer:
 def _may_ask(connection: socket.socket) -> bool:
     data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     return _CREDENTIALS.unpack(data)[1] in (0, os.geteuid())
+
+
+def _raise_error(reply: dict[str, Any]) -> None:
+    if "error" in reply:
+        refused = LmfsError(str(reply["error"]))
+        refused.exit_code = int(reply.get("exit_code", LmfsError.exit_code))
+        raise refused
 
 
 class Control:
@@ -192,9 +206,11 @@ class Control:
         try:
             self._socket.send(json.dumps({"do": "open"}).encode())
             data, fds, _, _ = socket.recv_fds(self._socket, _MESSAGE_BYTES, 1)
-            path = json.loads(data)["path"] if len(fds) == 1 else None
+            reply = json.loads(data)
+            path = reply["path"] if len(fds) == 1 else None
         except (OSError, ValueError, KeyError) as error:
             raise self._no_answer(error) from error
+        _raise_error(reply)
         if path is None:
             raise self._no_answer("refused")
         try:
@@ -216,10 +232,7 @@ class Control:
             raise self._no_answer(error) from error
         if not isinstance(reply, dict):
             raise self._no_answer("nothing")
-        if "error" in reply:
-            refused = LmfsError(str(reply["error"]))
-            refused.exit_code = int(reply.get("exit_code", LmfsError.exit_code))
-            raise refused
+        _raise_error(reply)
         return reply
 
     def wait_for_end(self, seconds: float) -> bool:
