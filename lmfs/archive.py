@@ -241,10 +241,9 @@ class Archive:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         return node
 
-    def attributes(self, path: str, handle: int | None = None) -> Attributes:
-        """The attributes of a path; a handle is of the same file for ever."""
-        del handle
-        node = self._find(path)
+    def attributes(self, path: str | None, handle: int | None = None) -> Attributes:
+        """The attributes of a path, or of the file that a handle has open."""
+        node = self._find(path) if path is not None else self._open[handle or 0]
         directories = sum(stat.S_ISDIR(child.mode) for child in node.children.values())
         stored = sum(size for _, _, size in node.extents)
         return Attributes(

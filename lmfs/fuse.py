@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import signal
 import stat
 import sys
@@ -51,6 +52,9 @@ _CAP_DONT_MASK = 1 << 6
 _CAP_POSIX_ACL = 1 << 19
 _CAP_HANDLE_KILLPRIV = 1 << 20
 _RENAME_KNOWN = 0b11  # RENAME_NOREPLACE, RENAME_EXCHANGE
+# How libfuse calls a file that is removed or replaced while it is open: the last 8 digits count.
+_HIDDEN = re.compile(r"\.fuse_hidden[0-9a-f]{8,16}([0-9a-f]{8})")
+_HIDE_TRIES = 10
 _UTIME_NOW = (1 << 30) - 1
 _UTIME_OMIT = (1 << 30) - 2
 _UNKNOWN_INODE = 0xFFFFFFFF
@@ -175,6 +179,11 @@ def _inside(path: str) -> str:
     return path[1:] or "."
 
 
+def _inside_if_any(path: str | None) -> str | None:
+    """Of an open file's path: None once neither it nor its directory has a name."""
+    return None if path is None else _inside(path)
+
+
 class _Operations:
     """One method a FUSE call; paths arrive as "/a/b"."""
 
@@ -200,6 +209,7 @@ class _Operations:
         self._control: ControlServer | None = None
         self.ready = False
         self._since = time.monotonic()
+        self._hidden_count = 0
         self._library_config: Any = None  # libfuse's own, read by it at every answer
         # Of calls; a count may miss one where two threads count at once.
         self.counts: dict[str, int] = {}
@@ -307,8 +317,8 @@ class _Operations:
     # ------------------------------------------------------------------------------- attributes
 
     @_boundary
-    def getattr(self, path: str, handle: int | None = None) -> dict[str, int]:
-        found = self._vfs.attributes(_inside(path), handle)
+    def getattr(self, path: str | None, handle: int | None = None) -> dict[str, int]:
+        found = self._vfs.attributes(_inside_if_any(path), handle)
         if found.links > 1 and not stat.S_ISDIR(found.mode):
             self._stop_caching_attributes()
         return {
@@ -400,7 +410,18 @@ class _Operations:
     def rename(self, old: str, new: str, flags: int) -> None:
         if flags & ~_RENAME_KNOWN:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), old)
+        if not flags and self._hides(new) and self._writable.hide(_inside(old), _inside(new)):
+            return
         self._writable.rename(_inside(old), _inside(new), flags)
+
+    def _hides(self, path: str) -> bool:
+        """Whether libfuse means to hide an open file; no user would give that name by accident."""
+        match = _HIDDEN.fullmatch(os.path.basename(path))
+        number = int(match[1], 16) if match else 0
+        if not self._hidden_count < number <= self._hidden_count + _HIDE_TRIES:
+            return False
+        self._hidden_count = number
+        return True
 
     @_boundary
     def unlink(self, path: str) -> None:
@@ -421,23 +442,23 @@ class _Operations:
         return self._writable.create(_inside(path), flags, mode, self._maker())
 
     @_boundary
-    def read(self, path: str, size: int, offset: int, handle: int) -> bytes:
-        return self._vfs.read(handle, size, offset, _inside(path))
+    def read(self, path: str | None, size: int, offset: int, handle: int) -> bytes:
+        return self._vfs.read(handle, size, offset, _inside_if_any(path))
 
     @_boundary
     def write(self, path: str, data: bytes, offset: int, handle: int) -> int:
         return self._writable.write(handle, data, offset)
 
     @_boundary
-    def truncate(self, path: str, size: int, handle: int | None = None) -> None:
-        self._writable.truncate(_inside(path), size, handle)
+    def truncate(self, path: str | None, size: int, handle: int | None = None) -> None:
+        self._writable.truncate(_inside_if_any(path) or "", size, handle)
 
     @_boundary
     def fallocate(self, path: str, mode: int, offset: int, size: int, handle: int) -> None:
         self._writable.allocate(handle, mode, offset, size)
 
     @_boundary
-    def lseek(self, path: str, offset: int, whence: int, handle: int) -> int:
+    def lseek(self, path: object, offset: int, whence: int, handle: int) -> int:
         return self._vfs.seek(handle, offset, whence)
 
     @_boundary
@@ -454,7 +475,7 @@ class _Operations:
 
     @_boundary
     def release(self, path: str | None, handle: int) -> None:
-        self._vfs.release(handle, None if path is None else _inside(path))
+        self._vfs.release(handle, _inside_if_any(path))
 
 
 class _Fuse(mfusepy.FUSE):  # type: ignore[misc]
@@ -472,9 +493,17 @@ class _Fuse(mfusepy.FUSE):  # type: ignore[misc]
         self.operations.utimens(os.fsdecode(path), tuple(_nanoseconds(t, now) for t in both))
         return 0
 
-    def lseek(self, path: bytes, offset: int, whence: int, info: Any) -> int:
+    def truncate_fuse_3(self, path: bytes | None, size: int, info: Any) -> int:
+        # The binding drops the handle; without a path it is all there is.
+        if path is None:
+            self.operations.truncate(None, size, info.contents.fh)
+        else:
+            self.operations.truncate(os.fsdecode(path), size)
+        return 0
+
+    def lseek(self, path: bytes | None, offset: int, whence: int, info: Any) -> int:
         # The binding has no such method, though it knows the call.
-        found: int = self.operations.lseek(os.fsdecode(path), offset, whence, info.contents.fh)
+        found: int = self.operations.lseek(path, offset, whence, info.contents.fh)
         return found
 
     def create(self, path: bytes, mode: int, info: Any) -> int:

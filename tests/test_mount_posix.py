@@ -17,6 +17,13 @@ KNOWN = {
     # setxattr arrives without the caller's groups; the kernel's flag for it (FUSE_SETXATTR_EXT) is
     # not in libfuse 3.14. Only root could have set the bit on a file of a group not the owner's.
     "acls: stat(n0): {'mode': '0o770'}, {'mode': '0o2770'}",
+    # An open file whose directory was removed: its bytes are read, written, cut and flushed by
+    # its handle; for these calls the kernel names no handle, and libfuse has no path any longer.
+    "open_unlinked: fstat(#,): 0, ESTALE",
+    "open_unlinked: utime_of(#, 3, 4): 0, ESTALE",
+    "open_unlinked: fchmod(#, 393): 0, ESTALE",
+    "open_unlinked: fchown(#, 65534, 65533): 0, ESTALE",
+    "open_unlinked: setxattr(#, 'user.a', b'1'): 0, ESTALE",
 }
 
 
@@ -48,7 +55,7 @@ def test_as_without_a_mount(mounted, function):
     point, plain = mounted
     place = posix_table.check(point, function, ("regular", "symlink"))
     assert place.count > 3
-    failures = [failure for failure in place.failures if failure not in KNOWN]
+    failures = [failure for failure in place.failures if _without_descriptor(failure) not in KNOWN]
     if failures:  # of this filesystem perhaps, not of ours
         known = set(map(_without_numbers, posix_table.check(plain, function).failures))
         assert [f for f in failures if _without_numbers(f) not in known] == []
@@ -56,3 +63,7 @@ def test_as_without_a_mount(mounted, function):
 
 def _without_numbers(failure: str) -> str:
     return re.sub(r"\d{4,}", "#", failure)
+
+
+def _without_descriptor(failure: str) -> str:
+    return re.sub(r"(\w\()\d+,", r"\1#,", failure)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+import time
 
 import pytest
 from backing import CHUNK, slurp, state, text
@@ -140,6 +142,51 @@ class TestNames:
             vfs.make_node(f"{directory}/p", stat.S_IFIFO | 0o666, 0, maker)
             for name in ("f", "p"):
                 assert stat.S_IMODE(vfs.attributes(f"{directory}/{name}").mode) == mode
+
+    def test_an_open_file_that_is_replaced_is_never_missing(self, backing, vfs):
+        path, other = backing.write("d/f", DATA), backing.write("g", b"new")
+        handle = vfs.open("d/f", os.O_RDONLY)
+        assert vfs.hide("d/f", "d/hidden1")
+        assert path.read_bytes() == DATA  # and so it is after a crash
+        vfs.rename("g", "d/f")
+        assert (path.read_bytes(), other.exists()) == (b"new", False)
+        time.sleep(0.2)
+        assert path.read_bytes() == b"new"
+        assert vfs.read(handle, len(DATA), 0, "d/hidden1") == DATA
+        assert vfs.attributes("d/hidden1").size == len(DATA)
+        assert vfs.attributes("d/hidden1").links == 0
+        vfs.release(handle, "d/hidden1")
+        vfs.remove_file("d/hidden1")
+        with pytest.raises(FileNotFoundError):
+            vfs.attributes("d/hidden1")
+
+    @pytest.mark.parametrize("look", ["d/f", "d", ".", "later"])
+    def test_an_open_file_that_is_removed_is_gone(self, backing, vfs, look):
+        path = backing.write("d/f", DATA)
+        handle = vfs.open("d/f", os.O_RDWR)
+        assert vfs.hide("d/f", "d/hidden1")
+        if look == "later":
+            time.sleep(0.5)
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                vfs.attributes(look)
+        assert not path.exists()
+        vfs.remove_directory("d")
+        vfs.change_mode("d/hidden1", 0o611)
+        vfs.change_owner("d/hidden1", 5, 6)
+        vfs.change_times("d/hidden1", None, 7)
+        vfs.set_xattr("d/hidden1", "user.a", b"1")
+        vfs.truncate("d/hidden1", 3)
+        found = vfs.attributes("d/hidden1")
+        assert (stat.S_IMODE(found.mode), found.uid, found.gid) == (0o611, 5, 6)
+        assert (found.size, found.mtime_ns != 7) == (3, True)
+        assert vfs.list_xattrs("d/hidden1") == ["user.a"]
+        vfs.release(handle)
+
+    def test_closed_files_are_not_hidden(self, backing, vfs):
+        path = backing.write("f", DATA)
+        assert not vfs.hide("f", "hidden1")
+        assert path.exists()
 
     def test_linking_thaws(self, backing, vfs):
         backing.write_frozen("f", DATA)

@@ -165,6 +165,19 @@ class Handles:
         """The backing file's descriptor; the handle's, not the caller's to close."""
         return self._handle(number).fd
 
+    def number_of(self, inode: int) -> int | None:
+        """An open handle of the backing file with this inode number, for writing if possible."""
+        with self._lock:
+            handles = list(self._handles.items())
+        found = None
+        for number, handle in handles:
+            with contextlib.suppress(OSError):  # closed meanwhile
+                if os.fstat(handle.fd).st_ino == inode:
+                    found = number
+                    if handle.writable:
+                        break
+        return found
+
     def release(self, number: int, path: str | None = None) -> None:
         """Close a handle; `path` lets a user's file that looks frozen be wrapped."""
         with self._lock:
