@@ -210,6 +210,8 @@ class _Operations:
         self.ready = False
         self._since = time.monotonic()
         self._hidden_count = 0
+        self._paused: int | None = None
+        self._pause_lock = threading.Lock()
         self._library_config: Any = None  # libfuse's own, read by it at every answer
         # Of calls; a count may miss one where two threads count at once.
         self.counts: dict[str, int] = {}
@@ -219,6 +221,8 @@ class _Operations:
     def close(self) -> None:
         if self._control is not None:
             self._control.close()
+        if self._paused is not None:
+            self._pause(on=False)
         self._vfs.close()
         if self._store is not None:
             self._store.close()
@@ -273,6 +277,9 @@ class _Operations:
                 raise UsageError("path", expected="one inside the mount", got=path)
             self._writable.thaw(path)
             return {}
+        if do in ("pause", "resume"):
+            self._pause(on=do == "pause")
+            return {}
         if do == "log-level":
             level = str(asked.get("level")).upper()
             if level not in LOG_LEVELS:
@@ -280,6 +287,17 @@ class _Operations:
             logging.getLogger().setLevel(level)
             return {}
         raise UsageError("request", got=do, do="update lmfs, or mount again")
+
+    def _pause(self, *, on: bool) -> None:
+        """Have freezing in this store wait, until told otherwise or unmounted."""
+        if self._store is None:
+            raise UsageError("nothing to pause", where=self._mountpoint, expected="a store's mount")
+        with self._pause_lock:
+            if on and self._paused is None:
+                self._paused = self._store.pause()
+            elif not on and self._paused is not None:
+                os.close(self._paused)
+                self._paused = None
 
     def statistics(self) -> dict[str, Any]:
         """What this mount has done so far; sizes in bytes, memory as it is now."""
@@ -290,6 +308,7 @@ class _Operations:
             "seconds": round(time.monotonic() - self._since),
             "memory_bytes": int(pages) * os.sysconf("SC_PAGE_SIZE"),
             "calls": dict(sorted(self.counts.copy().items())),
+            "paused": self._paused is not None,
             "refused": self.refused,
             "bugs": self.bugs,
         } | self._vfs.statistics()
