@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import signal
 import stat
 import sys
@@ -25,11 +26,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from .archive import Archive
 from .errors import DamagedError, LmfsError, MountError, UsageError
 from .store.control import ControlServer
 from .store.store import Store
 from .store.walk import sweep_tree
-from .vfs import DEFAULT_CACHE_BYTES, Owner, Vfs
+from .vfs import DEFAULT_CACHE_BYTES, Maker, Vfs
 
 # The binding would load libfuse 2 where both are installed.
 os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")
@@ -46,9 +48,13 @@ FILESYSTEM_TYPE = "fuse.lmfs"
 MAX_REQUEST_BYTES = 1 << 20
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
+_CAP_DONT_MASK = 1 << 6
 _CAP_POSIX_ACL = 1 << 19
 _CAP_HANDLE_KILLPRIV = 1 << 20
 _RENAME_KNOWN = 0b11  # RENAME_NOREPLACE, RENAME_EXCHANGE
+# How libfuse calls a file that is removed or replaced while it is open: the last 8 digits count.
+_HIDDEN = re.compile(r"\.fuse_hidden[0-9a-f]{8,16}([0-9a-f]{8})")
+_HIDE_TRIES = 10
 _UTIME_NOW = (1 << 30) - 1
 _UTIME_OMIT = (1 << 30) - 2
 _UNKNOWN_INODE = 0xFFFFFFFF
@@ -71,15 +77,15 @@ class MountOptions:
 
 
 def serve(
-    store: Store, mountpoint: str, options: MountOptions, on_ready: Callable[[], None]
+    content: Store | Archive, mountpoint: str, options: MountOptions, on_ready: Callable[[], None]
 ) -> None:
-    """Mount a store and answer until it is unmounted; closes the store.
+    """Mount a store, or an archive, and answer until it is unmounted; closes what is mounted.
 
     mountpoint: absolute, for libfuse changes the working directory
     on_ready: called from another thread once the mount answers
     raises: MountError
     """
-    operations = _Operations(store, mountpoint, options, on_ready)
+    operations = _Operations(content, mountpoint, options, on_ready)
     _tell_on_signal(operations)
     try:
         _Fuse(
@@ -87,7 +93,7 @@ def serve(
             mountpoint,
             encoding=sys.getfilesystemencoding(),
             foreground=True,
-            fsname=store.path.replace("\\", "\\\\").replace(",", "\\,"),
+            fsname=content.path.replace("\\", "\\\\").replace(",", "\\,"),
             subtype="lmfs",
             default_permissions=True,
             use_ino=True,
@@ -173,16 +179,29 @@ def _inside(path: str) -> str:
     return path[1:] or "."
 
 
+def _inside_if_any(path: str | None) -> str | None:
+    """Of an open file's path: None once neither it nor its directory has a name."""
+    return None if path is None else _inside(path)
+
+
 class _Operations:
     """One method a FUSE call; paths arrive as "/a/b"."""
 
     use_ns = True
 
     def __init__(
-        self, store: Store, mountpoint: str, options: MountOptions, on_ready: Callable[[], None]
+        self,
+        content: Store | Archive,
+        mountpoint: str,
+        options: MountOptions,
+        on_ready: Callable[[], None],
     ) -> None:
-        self._store = store
-        self._vfs = Vfs(store, cache_bytes=options.cache_bytes)
+        self._store = content if isinstance(content, Store) else None
+        self._vfs: Vfs | Archive
+        if isinstance(content, Store):
+            self._vfs = Vfs(content, cache_bytes=options.cache_bytes)
+        else:
+            self._vfs = content
         self._mountpoint = mountpoint
         self._read_only = options.read_only
         self._on_ready = on_ready
@@ -190,6 +209,10 @@ class _Operations:
         self._control: ControlServer | None = None
         self.ready = False
         self._since = time.monotonic()
+        self._hidden_count = 0
+        self._paused: int | None = None
+        self._pause_lock = threading.Lock()
+        self._library_config: Any = None  # libfuse's own, read by it at every answer
         # Of calls; a count may miss one where two threads count at once.
         self.counts: dict[str, int] = {}
         self.refused = 0
@@ -198,15 +221,27 @@ class _Operations:
     def close(self) -> None:
         if self._control is not None:
             self._control.close()
+        if self._paused is not None:
+            self._pause(on=False)
         self._vfs.close()
-        self._store.close()
+        if self._store is not None:
+            self._store.close()
+
+    @property
+    def _writable(self) -> Vfs:
+        """The tree, for a change. raises: OSError where there is none to be made"""
+        if isinstance(self._vfs, Archive):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return self._vfs
 
     def init_with_config(self, connection: Any, config: Any) -> None:
         connection.max_write = MAX_REQUEST_BYTES
         connection.max_read = MAX_REQUEST_BYTES  # must equal the option
-        connection.want |= connection.capable & _CAP_POSIX_ACL
+        # Where a directory has a default ACL there is no umask: we know, the kernel does not.
+        connection.want |= connection.capable & (_CAP_POSIX_ACL | _CAP_DONT_MASK)
         # Else we would have to clear set-user-id at every write; the kernel does it well.
         connection.want &= ~_CAP_HANDLE_KILLPRIV
+        self._library_config = config
         threading.Thread(target=self._announce, name="lmfs-ready", daemon=True).start()
 
     def _announce(self) -> None:
@@ -224,7 +259,7 @@ class _Operations:
         self._on_ready()
         if not self._read_only:
             with contextlib.suppress(OSError):  # unmounted meanwhile
-                sweep_tree(self._vfs.marks)
+                sweep_tree(self._writable.marks)
 
     def _request(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Answer a request of `lmfs ctl`. raises: UsageError, OSError, LmfsError"""
@@ -240,7 +275,10 @@ class _Operations:
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
             if os.path.isabs(path) or path.split("/")[0] == "..":
                 raise UsageError("path", expected="one inside the mount", got=path)
-            self._vfs.thaw(path)
+            self._writable.thaw(path)
+            return {}
+        if do in ("pause", "resume"):
+            self._pause(on=do == "pause")
             return {}
         if do == "log-level":
             level = str(asked.get("level")).upper()
@@ -249,6 +287,17 @@ class _Operations:
             logging.getLogger().setLevel(level)
             return {}
         raise UsageError("request", got=do, do="update lmfs, or mount again")
+
+    def _pause(self, *, on: bool) -> None:
+        """Have freezing in this store wait, until told otherwise or unmounted."""
+        if self._store is None:
+            raise UsageError("nothing to pause", where=self._mountpoint, expected="a store's mount")
+        with self._pause_lock:
+            if on and self._paused is None:
+                self._paused = self._store.pause()
+            elif not on and self._paused is not None:
+                os.close(self._paused)
+                self._paused = None
 
     def statistics(self) -> dict[str, Any]:
         """What this mount has done so far; sizes in bytes, memory as it is now."""
@@ -259,21 +308,38 @@ class _Operations:
             "seconds": round(time.monotonic() - self._since),
             "memory_bytes": int(pages) * os.sysconf("SC_PAGE_SIZE"),
             "calls": dict(sorted(self.counts.copy().items())),
+            "paused": self._paused is not None,
             "refused": self.refused,
             "bugs": self.bugs,
         } | self._vfs.statistics()
 
-    def _owner(self) -> Owner | None:
+    def _maker(self) -> Maker:
+        """Who calls: a new file's owner and group if they are ours to give, and its umask."""
+        context = mfusepy._libfuse.fuse_get_context().contents  # the wrapper leaves umask out
         if not self._is_root:
-            return None
-        uid, gid, _ = mfusepy.fuse_get_context()
-        return uid, gid
+            return Maker(None, None, context.umask)
+        return Maker(context.uid, context.gid, context.umask)
+
+    def _stop_caching_attributes(self) -> bool:
+        """Let the kernel ask for attributes, and compare times, at every stat and read.
+
+        To libfuse and the kernel each name of a file is a file of its own, with attributes and
+        pages of its own. So once a file with several names is seen, none is believed any longer:
+        what is done by one name then shows by the others.
+
+        returns: True if it has been so before
+        """
+        before = bool(self._library_config.attr_timeout == 0)
+        self._library_config.attr_timeout = 0.0
+        return before
 
     # ------------------------------------------------------------------------------- attributes
 
     @_boundary
-    def getattr(self, path: str, handle: int | None = None) -> dict[str, int]:
-        found = self._vfs.attributes(_inside(path), handle)
+    def getattr(self, path: str | None, handle: int | None = None) -> dict[str, int]:
+        found = self._vfs.attributes(_inside_if_any(path), handle)
+        if found.links > 1 and not stat.S_ISDIR(found.mode):
+            self._stop_caching_attributes()
         return {
             "st_mode": found.mode,
             "st_ino": found.inode,
@@ -290,15 +356,15 @@ class _Operations:
 
     @_boundary
     def chmod(self, path: str, mode: int) -> None:
-        self._vfs.change_mode(_inside(path), stat.S_IMODE(mode))
+        self._writable.change_mode(_inside(path), stat.S_IMODE(mode))
 
     @_boundary
     def chown(self, path: str, uid: int, gid: int) -> None:
-        self._vfs.change_owner(_inside(path), uid, gid)
+        self._writable.change_owner(_inside(path), uid, gid)
 
     @_boundary
     def utimens(self, path: str, times: tuple[int | None, int | None]) -> None:
-        self._vfs.change_times(_inside(path), *times)
+        self._writable.change_times(_inside(path), *times)
 
     @_boundary
     def statfs(self, path: str) -> dict[str, int]:
@@ -317,11 +383,11 @@ class _Operations:
 
     @_boundary
     def setxattr(self, path: str, name: str, value: bytes, flags: int) -> None:
-        self._vfs.set_xattr(_inside(path), name, value, flags)
+        self._writable.set_xattr(_inside(path), name, value, flags)
 
     @_boundary
     def removexattr(self, path: str, name: str) -> None:
-        self._vfs.remove_xattr(_inside(path), name)
+        self._writable.remove_xattr(_inside(path), name)
 
     # ------------------------------------------------------------------------------------ names
 
@@ -342,33 +408,47 @@ class _Operations:
 
     @_boundary
     def mkdir(self, path: str, mode: int) -> None:
-        self._vfs.make_directory(_inside(path), mode, self._owner())
+        self._writable.make_directory(_inside(path), mode, self._maker())
 
     @_boundary
     def mknod(self, path: str, mode: int, device: int) -> None:
-        self._vfs.make_node(_inside(path), mode, device, self._owner())
+        self._writable.make_node(_inside(path), mode, device, self._maker())
 
     @_boundary
     def symlink(self, path: str, target: str) -> None:
-        self._vfs.make_symlink(target, _inside(path), self._owner())
+        self._writable.make_symlink(target, _inside(path), self._maker())
 
     @_boundary
     def link(self, path: str, source: str) -> None:
-        self._vfs.link(_inside(source), _inside(path))
+        if not self._stop_caching_attributes():
+            # What the kernel knows of the first name it may believe for so long. Once a mount.
+            time.sleep(_ATTRIBUTE_SECONDS)
+        self._writable.link(_inside(source), _inside(path))
 
     @_boundary
     def rename(self, old: str, new: str, flags: int) -> None:
         if flags & ~_RENAME_KNOWN:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), old)
-        self._vfs.rename(_inside(old), _inside(new), flags)
+        if not flags and self._hides(new) and self._writable.hide(_inside(old), _inside(new)):
+            return
+        self._writable.rename(_inside(old), _inside(new), flags)
+
+    def _hides(self, path: str) -> bool:
+        """Whether libfuse means to hide an open file; no user would give that name by accident."""
+        match = _HIDDEN.fullmatch(os.path.basename(path))
+        number = int(match[1], 16) if match else 0
+        if not self._hidden_count < number <= self._hidden_count + _HIDE_TRIES:
+            return False
+        self._hidden_count = number
+        return True
 
     @_boundary
     def unlink(self, path: str) -> None:
-        self._vfs.remove_file(_inside(path))
+        self._writable.remove_file(_inside(path))
 
     @_boundary
     def rmdir(self, path: str) -> None:
-        self._vfs.remove_directory(_inside(path))
+        self._writable.remove_directory(_inside(path))
 
     # ------------------------------------------------------------------------------- open files
 
@@ -376,28 +456,29 @@ class _Operations:
     def open(self, path: str, flags: int) -> int:
         return self._vfs.open(_inside(path), flags)
 
-    def has_several_names(self, handle: int) -> bool:
-        return self._vfs.has_several_names(handle)
-
     @_boundary
     def create(self, path: str, mode: int, flags: int) -> int:
-        return self._vfs.create(_inside(path), flags, mode, self._owner())
+        return self._writable.create(_inside(path), flags, mode, self._maker())
 
     @_boundary
-    def read(self, path: str, size: int, offset: int, handle: int) -> bytes:
-        return self._vfs.read(handle, size, offset, _inside(path))
+    def read(self, path: str | None, size: int, offset: int, handle: int) -> bytes:
+        return self._vfs.read(handle, size, offset, _inside_if_any(path))
 
     @_boundary
     def write(self, path: str, data: bytes, offset: int, handle: int) -> int:
-        return self._vfs.write(handle, data, offset)
+        return self._writable.write(handle, data, offset)
 
     @_boundary
-    def truncate(self, path: str, size: int, handle: int | None = None) -> None:
-        self._vfs.truncate(_inside(path), size, handle)
+    def truncate(self, path: str | None, size: int, handle: int | None = None) -> None:
+        self._writable.truncate(_inside_if_any(path) or "", size, handle)
 
     @_boundary
     def fallocate(self, path: str, mode: int, offset: int, size: int, handle: int) -> None:
-        self._vfs.allocate(handle, mode, offset, size)
+        self._writable.allocate(handle, mode, offset, size)
+
+    @_boundary
+    def lseek(self, path: object, offset: int, whence: int, handle: int) -> int:
+        return self._vfs.seek(handle, offset, whence)
 
     @_boundary
     def flush(self, path: str, handle: int) -> None:
@@ -413,7 +494,7 @@ class _Operations:
 
     @_boundary
     def release(self, path: str | None, handle: int) -> None:
-        self._vfs.release(handle, None if path is None else _inside(path))
+        self._vfs.release(handle, _inside_if_any(path))
 
 
 class _Fuse(mfusepy.FUSE):  # type: ignore[misc]
@@ -431,13 +512,18 @@ class _Fuse(mfusepy.FUSE):  # type: ignore[misc]
         self.operations.utimens(os.fsdecode(path), tuple(_nanoseconds(t, now) for t in both))
         return 0
 
-    def open(self, path: bytes, info: Any) -> int:
-        # The kernel keeps the pages of each name of a file for itself: with several names it must
-        # keep none, or one name would show what the file was before a write through another.
-        handle = self.operations.open(os.fsdecode(path), info.contents.flags)
-        info.contents.fh = handle
-        info.contents.direct_io = self.operations.has_several_names(handle)
+    def truncate_fuse_3(self, path: bytes | None, size: int, info: Any) -> int:
+        # The binding drops the handle; without a path it is all there is.
+        if path is None:
+            self.operations.truncate(None, size, info.contents.fh)
+        else:
+            self.operations.truncate(os.fsdecode(path), size)
         return 0
+
+    def lseek(self, path: bytes | None, offset: int, whence: int, info: Any) -> int:
+        # The binding has no such method, though it knows the call.
+        found: int = self.operations.lseek(path, offset, whence, info.contents.fh)
+        return found
 
     def create(self, path: bytes, mode: int, info: Any) -> int:
         info.contents.fh = self.operations.create(os.fsdecode(path), mode, info.contents.flags)

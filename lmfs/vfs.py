@@ -14,8 +14,10 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from typing import NamedTuple
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
 
 from .codecs.primer import recent_primers
 from .lmz import ChunkCache
@@ -33,7 +35,9 @@ OWN_XATTRS = (STATE_XATTR, *(PREFIX + name for name in ("ratio", "codecs", "mode
 
 _NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
 
-Owner = tuple[int, int]
+_R = TypeVar("_R")
+_DEFAULT_ACL = "system.posix_acl_default"
+_LEAVING_S = 0.1  # a name that is not replaced by then is removed
 
 
 class Attributes(NamedTuple):
@@ -52,11 +56,30 @@ class Attributes(NamedTuple):
     ctime_ns: int
 
 
+class Maker(NamedTuple):
+    """Who makes a file: its owner and group, None for those of this process; and the umask."""
+
+    uid: int | None = None
+    gid: int | None = None
+    umask: int = 0
+
+
+class _Leaving(NamedTuple):
+    """A name that is to go: its backing file, since when, and which thread was asked for it."""
+
+    inode: int
+    since: float
+    thread: int
+
+
 class Entry(NamedTuple):
     """A directory's entry; `mode` holds the file type only."""
 
     name: str
     mode: int
+
+
+_OURSELVES = Maker()
 
 
 class Vfs:
@@ -67,8 +90,14 @@ class Vfs:
         self.marks = Marks(store)
         self.cache = ChunkCache(cache_bytes)
         self._files = Handles(self.marks, self.cache)
+        # Open files without a name: by the last part of the one that stands for it, the inode
+        # number of the backing file; and by path, those that are still to lose theirs.
+        self._hidden: dict[str, int] = {}
+        self._leaving: dict[str, _Leaving] = {}
+        self._leaving_lock = threading.Lock()
 
     def close(self) -> None:
+        self._settle(".", wait=False)
         self._files.close()
         self.marks.close()
 
@@ -95,9 +124,18 @@ class Vfs:
 
     # ------------------------------------------------------------------------------- attributes
 
-    def attributes(self, path: str, handle: int | None = None) -> Attributes:
-        """The attributes of a path, or of the file that a handle has open."""
-        self._refuse_private(path)
+    def attributes(self, path: str | None, handle: int | None = None) -> Attributes:
+        """The attributes of a path, or of the file that a handle has open, if it has no path."""
+        if path is None:
+            if handle is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            fd = self._files.descriptor(handle)
+            return self._describe("", os.fstat(fd), fd)
+        hidden = self._hidden_handle(path)
+        if hidden is None:
+            self._refuse_private(path)
+        else:
+            handle = hidden
         if handle is not None:
             fd = self._files.descriptor(handle)
             status = os.fstat(fd)
@@ -146,6 +184,9 @@ class Vfs:
         return os.readlink(path, dir_fd=self.store.root_fd)
 
     def change_mode(self, path: str, mode: int) -> None:
+        if (handle := self._hidden_handle(path)) is not None:
+            os.fchmod(self._files.descriptor(handle), mode)
+            return
         self._refuse_private(path)
         # chmod(2) follows symlinks; the kernel sends none, and a race must not lead outside.
         fd = os.open(path, os.O_PATH | os.O_NOFOLLOW, dir_fd=self.store.root_fd)
@@ -156,17 +197,26 @@ class Vfs:
 
     def change_owner(self, path: str, uid: int, gid: int) -> None:
         """-1 leaves the owner, or the group, as it is."""
+        if (handle := self._hidden_handle(path)) is not None:
+            os.fchown(self._files.descriptor(handle), uid, gid)
+            return
         self._refuse_private(path)
         os.chown(path, uid, gid, dir_fd=self.store.root_fd, follow_symlinks=False)
 
     def change_times(self, path: str, atime_ns: int | None, mtime_ns: int | None) -> None:
         """None leaves a time as it is."""
-        self._refuse_private(path)
+        handle = self._hidden_handle(path)
+        fd = None if handle is None else self._files.descriptor(handle)
+        if fd is None:
+            self._refuse_private(path)
         if atime_ns is None or mtime_ns is None:
-            status = self._stat(path)
+            status = self._stat(path) if fd is None else os.fstat(fd)
             atime_ns = status.st_atime_ns if atime_ns is None else atime_ns
             mtime_ns = status.st_mtime_ns if mtime_ns is None else mtime_ns
         times = (atime_ns, mtime_ns)
+        if fd is not None:
+            os.utime(fd, ns=times)
+            return
         os.utime(path, ns=times, dir_fd=self.store.root_fd, follow_symlinks=False)
 
     def filesystem(self) -> os.statvfs_result:
@@ -176,7 +226,7 @@ class Vfs:
 
     def list_xattrs(self, path: str) -> list[str]:
         self._refuse_private(path)
-        names = os.listxattr(self.store.real_path(path), follow_symlinks=False)
+        names = self._on_xattrs(os.listxattr, path)
         return [name for name in names if not name.startswith(PREFIX)]
 
     def get_xattr(self, path: str, name: str) -> bytes:
@@ -192,7 +242,7 @@ class Vfs:
                 return value
         if name.startswith(PREFIX):
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA), path)
-        return os.getxattr(self.store.real_path(path), name, follow_symlinks=False)
+        return self._on_xattrs(os.getxattr, path, name)
 
     def _own_xattr(self, path: str, name: str) -> bytes | None:
         status = self._stat(path)
@@ -213,29 +263,34 @@ class Vfs:
     def set_xattr(self, path: str, name: str, value: bytes, flags: int = 0) -> None:
         self._refuse_private(path)
         _refuse_own_xattr(path, name)
-        os.setxattr(self.store.real_path(path), name, value, flags, follow_symlinks=False)
+        self._on_xattrs(os.setxattr, path, name, value, flags)
 
     def remove_xattr(self, path: str, name: str) -> None:
         self._refuse_private(path)
         _refuse_own_xattr(path, name)
-        os.removexattr(self.store.real_path(path), name, follow_symlinks=False)
+        self._on_xattrs(os.removexattr, path, name)
+
+    def _on_xattrs(self, call: Callable[..., _R], path: str, *arguments: object) -> _R:
+        if (handle := self._hidden_handle(path)) is not None:
+            return call(self._files.descriptor(handle), *arguments)
+        return call(self.store.real_path(path), *arguments, follow_symlinks=False)
 
     # ------------------------------------------------------------------------------------ names
 
-    def make_directory(self, path: str, mode: int, owner: Owner | None = None) -> None:
+    def make_directory(self, path: str, mode: int, maker: Maker = _OURSELVES) -> None:
         self._refuse_to_make(path)
-        os.mkdir(path, mode, dir_fd=self.store.root_fd)
-        self._give(path, owner)
+        os.mkdir(path, self._masked(path, mode, maker), dir_fd=self.store.root_fd)
+        self._give(path, maker)
 
-    def make_node(self, path: str, mode: int, device: int, owner: Owner | None = None) -> None:
+    def make_node(self, path: str, mode: int, device: int, maker: Maker = _OURSELVES) -> None:
         self._refuse_to_make(path)
-        os.mknod(path, mode, device, dir_fd=self.store.root_fd)
-        self._give(path, owner)
+        os.mknod(path, self._masked(path, mode, maker), device, dir_fd=self.store.root_fd)
+        self._give(path, maker)
 
-    def make_symlink(self, target: str, path: str, owner: Owner | None = None) -> None:
+    def make_symlink(self, target: str, path: str, maker: Maker = _OURSELVES) -> None:
         self._refuse_to_make(path)
         os.symlink(target, path, dir_fd=self.store.root_fd)
-        self._give(path, owner)
+        self._give(path, maker)
 
     def link(self, source: str, path: str) -> None:
         """A second name; a frozen file is thawed first: two names cannot be replaced at once."""
@@ -248,6 +303,8 @@ class Vfs:
     def rename(self, source: str, target: str, flags: int = 0) -> None:
         """`flags` are those of renameat2(2); what the backing filesystem cannot do is refused."""
         self._refuse_private(source)
+        with self._leaving_lock:
+            self._leaving.pop(target, None)  # replaced, so its name is never missing
         self._refuse_to_make(target)
         root = self.store.root_fd
         try:
@@ -257,7 +314,68 @@ class Vfs:
                 raise
             rename(source, target, source_fd=root, target_fd=root)
 
+    def hide(self, path: str, name: str) -> bool:
+        """Let a file that is open lose its name; from now on `name` stands for it.
+
+        False if it is not open; then nothing was done. Who calls does so before it removes the
+        file as well as before it renames another one over it; which, only the next call tells. A
+        name that is to be replaced must never be missing, neither for others nor after a crash:
+        so it goes when it is replaced, or before the next call that could see it, or soon.
+        """
+        self._refuse_private(path)
+        inode = self._stat(path).st_ino
+        if self._files.number_of(inode) is None:
+            return False
+        with self._leaving_lock:
+            self._hidden[os.path.basename(name)] = inode
+            self._leaving[path] = _Leaving(inode, time.monotonic(), threading.get_ident())
+        timer = threading.Timer(_LEAVING_S, self._settle, (path,))
+        timer.daemon = True
+        timer.start()
+        return True
+
+    def _settle(self, path: str, *, wait: bool = True) -> None:
+        """Take away the names at `path` and below that are to go."""
+        if not self._leaving:
+            return
+        below = "" if path == "." else path + "/"
+        for name in [n for n in self._leaving.copy() if n == path or n.startswith(below)]:
+            while (entry := self._leaving.get(name)) is not None:
+                # What replaces it comes from the same thread. Who looks in another one in the very
+                # moment may not make a name vanish that is to be replaced.
+                young = time.monotonic() - entry.since < _LEAVING_S
+                if wait and young and entry.thread != threading.get_ident():
+                    time.sleep(_LEAVING_S / 100)
+                    continue
+                with self._leaving_lock:
+                    if self._leaving.get(name) != entry:
+                        continue
+                    with contextlib.suppress(OSError):
+                        if self._stat(name).st_ino == entry.inode:
+                            os.unlink(name, dir_fd=self.store.root_fd)
+                    del self._leaving[name]
+
+    def _hidden_handle(self, path: str) -> int | None:
+        """A handle of the file that `path` stands for since it lost its name; None if of none.
+
+        raises: FileNotFoundError if it is closed
+        """
+        if not self._hidden:
+            return None
+        inode = self._hidden.get(os.path.basename(path))
+        if inode is None:
+            return None
+        number = self._files.number_of(inode)
+        if number is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return number
+
     def remove_file(self, path: str) -> None:
+        inode = self._hidden.pop(os.path.basename(path), None)
+        if inode is not None:  # closed: so it was not replaced, or long ago
+            for name in [n for n, entry in self._leaving.copy().items() if entry.inode == inode]:
+                self._settle(name, wait=False)
+            return
         self._refuse_private(path)
         os.unlink(path, dir_fd=self.store.root_fd)
 
@@ -283,38 +401,39 @@ class Vfs:
         self._refuse_private(path)
         return self._files.open(path, flags)
 
-    def create(self, path: str, flags: int, mode: int, owner: Owner | None = None) -> int:
+    def create(self, path: str, flags: int, mode: int, maker: Maker = _OURSELVES) -> int:
         """Make a file and open it; a file that is there already is opened, unless O_EXCL."""
         self._refuse_to_make(path)
         try:
-            handle = self._files.create(path, flags, mode)
+            handle = self._files.create(path, flags, self._masked(path, mode, maker))
         except FileExistsError:
             if flags & os.O_EXCL:
                 raise
             return self._files.open(path, flags)
         try:
-            self._give(path, owner)
+            self._give(path, maker)
         except BaseException:
             self._files.release(handle)
             raise
         return handle
-
-    def has_several_names(self, handle: int) -> bool:
-        """True for an open file with more than one hard link."""
-        return os.fstat(self._files.descriptor(handle)).st_nlink > 1
 
     def read(self, handle: int, size: int, offset: int, path: str | None = None) -> bytes:
         """At most `size` bytes from `offset`; fewer only at the end of the file.
 
         path: where the file is now, if it has a name; lets the handle follow a replaced file
         """
+        if path is not None and os.path.basename(path) in self._hidden:
+            path = None
         return self._files.read(handle, size, offset, path)
 
     def write(self, handle: int, data: bytes, offset: int) -> int:
         return self._files.write(handle, data, offset)
 
     def truncate(self, path: str, size: int, handle: int | None = None) -> None:
-        self._refuse_private(path)
+        if handle is None:
+            handle = self._hidden_handle(path)
+        if handle is None:
+            self._refuse_private(path)
         self._files.truncate(path, size, handle)
 
     def allocate(self, handle: int, mode: int, offset: int, size: int) -> None:
@@ -322,6 +441,10 @@ class Vfs:
         if mode:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
         os.posix_fallocate(self._files.descriptor(handle), offset, size)
+
+    def seek(self, handle: int, offset: int, whence: int) -> int:
+        """lseek(2) for data (SEEK_DATA) or a hole (SEEK_HOLE); frozen files have no holes."""
+        return self._files.seek(handle, offset, whence)
 
     def flush(self, handle: int) -> None:
         # Closing a duplicate reports what the backing filesystem reports at close (quota, NFS).
@@ -331,6 +454,7 @@ class Vfs:
         (os.fdatasync if data_only else os.fsync)(self._files.descriptor(handle))
 
     def sync_directory(self, path: str) -> None:
+        self._settle(path)
         fd = self._open_directory(path)
         try:
             os.fsync(fd)
@@ -339,6 +463,8 @@ class Vfs:
 
     def release(self, handle: int, path: str | None = None) -> None:
         """Close a handle. A user's file at `path` that now looks like a frozen one is wrapped."""
+        if path is not None and os.path.basename(path) in self._hidden:
+            path = None
         self._files.release(handle, path)
 
     # ------------------------------------------------------------------------------ small parts
@@ -357,11 +483,20 @@ class Vfs:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
         return os.open(path, flags, dir_fd=self.store.root_fd)
 
-    def _give(self, path: str, owner: Owner | None) -> None:
+    def _masked(self, path: str, mode: int, maker: Maker) -> int:
+        """A new file's mode; a default ACL of the directory stands for the umask (acl(5))."""
+        if maker.umask:
+            try:
+                os.getxattr(self.store.real_path(os.path.dirname(path)), _DEFAULT_ACL)
+            except OSError:  # it has none, or the filesystem knows none
+                return mode & ~maker.umask
+        return mode
+
+    def _give(self, path: str, maker: Maker) -> None:
         """Give a new file to who made it; a set-group-id directory keeps its group."""
-        if owner is None:
+        uid, gid, _ = maker
+        if uid is None or gid is None:
             return
-        uid, gid = owner
         parent = self._stat(os.path.dirname(path) or ".")
         status = self._stat(path)
         if parent.st_mode & stat.S_ISGID:
@@ -374,10 +509,12 @@ class Vfs:
             self.change_mode(path, stat.S_IMODE(status.st_mode))
 
     def _refuse_private(self, path: str) -> None:
+        self._settle(path)
         if self.store.is_private(path):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
     def _refuse_to_make(self, path: str) -> None:
+        self._settle(path)
         if self.store.is_private(path):
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
 

@@ -118,3 +118,50 @@ def test_own_xattrs(served):
     assert os.listxattr(point / "f") == []
     with pytest.raises(PermissionError):
         os.setxattr(point / "f", "user.lmfs.ratio", b"1")
+
+
+class TestPause:
+    def freezing(self, path):
+        return subprocess.Popen(
+            [sys.executable, "-m", "lmfs", "freeze", "--no-model", path],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def test_freezing_waits(self, served):
+        backing, point, _, _ = served
+        backing.write("g", DATA)
+        assert run_lmfs("ctl", "pause", point).returncode == 0
+        assert run_lmfs("ctl", "pause", point).returncode == 0  # again is nothing
+        assert stats(point)["paused"]
+        with self.freezing(backing.path / "g") as process:
+            assert "lmfs ctl resume" in process.stderr.readline()
+            time.sleep(0.3)
+            assert process.poll() is None
+            assert backing.facts("g").state.value == "hot"
+            assert run_lmfs("ctl", "resume", point).returncode == 0
+            assert process.wait(60) == 0
+        assert backing.facts("g").state.value == "frozen"
+        assert not stats(point)["paused"]
+
+    def test_the_end_of_the_mount_ends_it(self, served):
+        backing, point, mounted, _ = served
+        backing.write("g", DATA)
+        assert run_lmfs("ctl", "pause", point).returncode == 0
+        with self.freezing(backing.path / "g") as process:
+            process.stderr.readline()
+            mounted.kill()
+            assert process.wait(60) == 0
+
+    def test_two_mounts(self, served, tmp_path):
+        backing, point, _, _ = served
+        other = tmp_path.resolve() / "other"
+        other.mkdir()
+        assert run_lmfs("mount", backing.path, other).returncode == 0
+        try:
+            assert run_lmfs("ctl", "pause", point).returncode == 0
+            done = run_lmfs("ctl", "pause", other)
+            assert (done.returncode, "another mount" in done.stderr) == (10, True)
+        finally:
+            unmount(other)

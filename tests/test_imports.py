@@ -28,6 +28,7 @@ LAYERS = {
     "lmz": 3,
     "store": 4,
     "vfs": 4,
+    "archive": 4,
     "fuse": 5,
     "cli": 6,
     "__main__": 6,

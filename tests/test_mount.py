@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -12,6 +13,7 @@ import shutil
 import socket
 import sqlite3
 import stat
+import struct
 import subprocess
 import tempfile
 import threading
@@ -51,6 +53,26 @@ def place(mounted, request):
     name = request.node.name.replace("/", "-")
     (point / name).mkdir()
     return backing, point / name, name
+
+
+@contextlib.contextmanager
+def watched(directory):
+    """What names the directory loses and gains by renames and removals meanwhile, in order."""
+    kinds = {0x40: "moved away", 0x80: "moved here", 0x200: "removed"}
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = libc.inotify_init1(os.O_NONBLOCK)
+    assert libc.inotify_add_watch(fd, bytes(directory), sum(kinds)) >= 0
+    events = []
+    try:
+        yield events
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(fd, 1 << 16):
+                while data:
+                    _, mask, _, size = struct.unpack_from("iIII", data)
+                    events.append(f"{kinds[mask]} {data[16 : 16 + size].decode().strip(chr(0))}")
+                    data = data[16 + size :]
+    finally:
+        os.close(fd)
 
 
 class TestLinks:
@@ -127,6 +149,25 @@ class TestReading:
         with open(path / "f", "rb") as file, mmap.mmap(file.fileno(), 0, prot=1) as mapped:
             assert mapped[CHUNK * 7 : CHUNK * 7 + 9] == DATA[CHUNK * 7 : CHUNK * 7 + 9]
             assert mapped.find(DATA[-50:]) == DATA.find(DATA[-50:])
+
+    def test_frozen_files_have_no_holes(self, place):
+        backing, path, name = place
+        backing.write_frozen(f"{name}/f", DATA)
+        with open(path / "f", "rb", buffering=0) as file:
+            for offset in (0, CHUNK + 1, len(DATA) - 1):
+                assert os.lseek(file.fileno(), offset, os.SEEK_DATA) == offset
+                assert os.lseek(file.fileno(), offset, os.SEEK_HOLE) == len(DATA)
+            with pytest.raises(OSError, match="No such device or address"):
+                os.lseek(file.fileno(), len(DATA), os.SEEK_DATA)
+
+    def test_direct_reads_of_frozen_files(self, place):
+        backing, path, name = place
+        backing.write_frozen(f"{name}/f", DATA)
+        fd = os.open(path / "f", os.O_RDONLY | os.O_DIRECT)
+        with open(fd, "rb", buffering=0), mmap.mmap(-1, 4 * CHUNK) as aligned:
+            for offset in (0, 8 * CHUNK):
+                assert os.preadv(fd, [aligned], offset) == 4 * CHUNK
+                assert aligned[:] == DATA[offset : offset + 4 * CHUNK]
 
     def test_a_damaged_chunk_is_eio_and_the_rest_is_read(self, place):
         backing, path, name = place
@@ -237,6 +278,50 @@ class TestWriting:
             mapped[10:13] = b"NEW"
             mapped.flush()
         assert (path / "f").read_bytes() == DATA[:10] + b"NEW" + DATA[13:]
+
+    def test_a_file_replaced_while_it_is_open_is_never_missing(self, place):
+        """Neither for others nor in the store, where a crash would leave it missing."""
+        backing, path, name = place
+        (path / "f").write_bytes(b"0")
+        stop, missing = threading.Event(), []
+
+        def look():
+            while not stop.is_set():
+                if not (path / "f").exists():
+                    missing.append(path)
+
+        thread = threading.Thread(target=look)
+        with watched(backing.path / name) as events:
+            thread.start()
+            try:
+                for i in range(30):
+                    with open(path / "f", "rb", buffering=0) as reader:
+                        (path / "g").write_bytes(b"%d" % (i + 1))
+                        os.rename(path / "g", path / "f")
+                        assert reader.read() == b"%d" % i
+                        assert (path / "f").read_bytes() == b"%d" % (i + 1)
+                        assert os.fstat(reader.fileno()).st_nlink == 0
+            finally:
+                stop.set()
+                thread.join()
+        assert missing == []
+        assert events == ["moved away g", "moved here f"] * 30
+        assert os.listdir(backing.path / name) == ["f"]
+
+    def test_names_that_libfuse_gives_are_a_users_as_well(self, place):
+        _, path, _ = place
+        for name in (".fuse_hidden0000001d00000003", ".fuse_hidden0000001d7fffffff"):
+            (path / "f").write_bytes(b"1")
+            (path / "f").rename(path / name)
+            assert (path / name).read_bytes() == b"1"
+            with open(path / name, "ab") as file:
+                file.write(b"2")
+            time.sleep(0.1)
+            assert (path / name).read_bytes() == b"12"
+        with open(path / name, "rb"):
+            (path / name).rename(path / (name + "0"))
+            time.sleep(0.1)
+            assert (path / (name + "0")).read_bytes() == b"12"
 
     def test_unlinked_files_live_on(self, place):
         backing, path, name = place

@@ -175,6 +175,167 @@ class TestMounting:
             unmount(other)
 
 
+class TestOptions:
+    """As users type them."""
+
+    def test_owners_and_modes_for_all(self, fresh):
+        backing, point = fresh
+        backing.write("f", b"1").chmod(0o604)
+        mount(backing.path, point, "-o", "uid=123,gid=456,umask=027,noatime,exec")
+        found = (point / "f").stat()
+        assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (123, 456, 0o750)
+        assert (backing.path / "f").stat().st_uid == os.getuid()
+
+    def test_numbers(self, fresh):
+        backing, point = fresh
+        backing.write_frozen("f", DATA)
+        mount(backing.path, point, "-o", "cachesize=1", "-o", "threads=1,readahead=0")
+        assert (point / "f").read_bytes() == DATA
+        (mounted,) = (m for m in mounts() if m.mountpoint == str(point))
+        with Control(mounted) as control:
+            assert control.ask("stats")["cache_max_bytes"] == 1 << 20
+
+    @pytest.mark.parametrize(
+        "option", ["uid=root", "umask=9", "umask=", "threads=0", "readahead=17", "cachesize=x"]
+    )
+    def test_nonsense(self, tmp_path, option):
+        done = run_lmfs("mount", tmp_path, "-o", option)
+        assert done.returncode == 2
+        assert f"got {option}" in done.stderr
+        assert not (tmp_path / ".lmfs").exists()
+
+    @pytest.mark.parametrize("option", ["level=6", "model=base-1", "chunk=65536"])
+    def test_what_freezing_is_told(self, tmp_path, option):
+        done = run_lmfs("mount", tmp_path, "-o", option)
+        assert done.returncode == 2
+        assert "lmfs freeze --" in done.stderr
+
+    def test_auto_unmount(self, fresh):
+        backing, point = fresh
+        backing.write("f", b"1")
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "lmfs",
+                "mount",
+                "-f",
+                "-o",
+                "auto_unmount",
+                backing.path,
+                point,
+            ],
+            stdout=subprocess.PIPE,
+        )
+        with process:
+            process.stdout.readline()
+            assert (point / "f").read_bytes() == b"1"
+            process.kill()
+        for _ in range(100):
+            if not any(m.mountpoint == str(point) for m in mounts()):
+                break
+            time.sleep(0.05)
+        assert os.listdir(point) == []
+
+    def test_a_store_that_cannot_be_written_to(self, fresh, tmp_path):
+        backing, point = fresh
+        backing.write_frozen("f", DATA)
+        shown = tmp_path.resolve() / "ro"
+        shown.mkdir()
+        subprocess.run(["mount", "--bind", backing.path, shown], check=True)
+        try:
+            subprocess.run(["mount", "-o", "remount,bind,ro", shown], check=True)
+            mount(shown, point, "-o", "ro")
+            assert (point / "f").read_bytes() == DATA
+            unmount(point)
+        finally:
+            subprocess.run(["umount", "-l", shown], check=True)
+
+
+HELPER = f"""#!/bin/sh
+exec {sys.executable} -m lmfs.cli.mount_lmfs "$@"
+"""
+
+
+@pytest.fixture
+def by_mount(fresh, tmp_path):
+    """Runs a script that may use mount(8), with our helper where mount(8) looks for it.
+
+    In a mount namespace of its own, for nothing is to be left in /sbin.
+    """
+    backing, point = fresh
+    helpers = tmp_path / "helpers"
+    helpers.mkdir()
+    for name in ("mount.lmfs", "mount.fuse.lmfs"):
+        (helpers / name).write_text(HELPER)
+        (helpers / name).chmod(0o755)
+
+    def run(script):
+        lines = ["set -e", f"mount -t overlay none -o lowerdir={helpers}:/usr/sbin /usr/sbin"]
+        done = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", "\n".join([*lines, script])],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr
+        return done
+
+    return backing, point, run
+
+
+class TestMount8:
+    """`mount -t lmfs` and /etc/fstab."""
+
+    @pytest.mark.parametrize("kind", ["lmfs", "fuse.lmfs"])
+    def test_type(self, by_mount, kind):
+        backing, point, run = by_mount
+        backing.write_frozen("f", DATA)
+        done = run(
+            f"mount -t {kind} {backing.path} {point} -o ro,noexec,cachesize=1\n"
+            f"findmnt -n -o SOURCE,FSTYPE,OPTIONS {point}\n"
+            f"cmp {point}/f {backing.path}/f >&2 || true\n"
+            f"head -c 9 {point}/f; touch {point}/g || true\n"
+            f"umount {point}; ls {point}"
+        )
+        assert done.returncode == 0, done
+        source, shown, options = done.stdout.splitlines()[0].split()
+        assert (source, shown) == (str(backing.path), "fuse.lmfs")
+        assert {"ro", "noexec", "nosuid", "nodev"} <= set(options.split(","))
+        assert done.stdout.endswith("\n" + DATA[:9].decode())
+        assert "Read-only" in done.stderr
+
+    def test_fstab(self, by_mount, tmp_path):
+        backing, point, run = by_mount
+        backing.write_frozen("f", DATA)
+        table = tmp_path / "fstab"
+        options = "defaults,noatime,allow_other,nofail,_netdev,x-systemd.automount,threads=1"
+        table.write_text(f"{backing.path} {point} lmfs {options} 0 0\n")
+        done = run(
+            f"mount -T {table} {point}; mount -T {table} -a; findmnt -n -o TARGET {point}\n"
+            f"cat {point}/f; umount {point}"
+        )
+        assert done.returncode == 0, done
+        assert done.stdout == f"{point}\n" + DATA.decode()
+
+    def test_refusals(self, by_mount):
+        backing, point, run = by_mount
+        done = run(f"mount -t lmfs {backing.path} {point} -o ro,nonsense")
+        assert done.returncode == 1
+        assert "mount.lmfs: mount option" in done.stderr
+        done = run(f"mount -s -t lmfs {backing.path} {point} -o ro,nonsense; umount {point}")
+        assert done.returncode == 0, done
+        done = run(f"mount -t lmfs {backing.path}/none {point}")
+        assert done.returncode == 32
+        assert "does not exist" in done.stderr
+        backing.write_frozen("f", DATA)
+        (backing.path / ".lmfs" / "store.json").unlink()
+        done = run(f"mount -t lmfs {backing.path} {point} -o ro")
+        assert done.returncode == 32
+        assert "not a store" in done.stderr
+
+
 class TestRefusals:
     def refused(self, code, *words, args):
         done = run_lmfs("mount", *args)
@@ -190,7 +351,11 @@ class TestRefusals:
 
     def test_backing_is_a_file(self, tmp_path):
         (tmp_path / "f").touch()
-        self.refused(12, "not a directory", args=[tmp_path / "f"])
+        self.refused(2, "name an empty directory", args=[tmp_path / "f"])
+        (tmp_path / "m").mkdir()
+        self.refused(3, ".lmz", args=[tmp_path / "f", tmp_path / "m"])
+        os.mkfifo(tmp_path / "p")
+        self.refused(12, "not a directory", args=[tmp_path / "p", tmp_path / "m"])
 
     def test_no_mountpoint(self, tmp_path):
         self.refused(12, "mountpoint does not exist", args=[tmp_path, tmp_path / "none"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+import time
 
 import pytest
 from backing import CHUNK, slurp, state, text
@@ -13,6 +15,7 @@ from lmfs.errors import DamagedError
 from lmfs.store import handles
 from lmfs.store.freeze import thaw
 from lmfs.store.system import RENAME_EXCHANGE, RENAME_NOREPLACE
+from lmfs.vfs import Maker
 
 DATA = text(20 * CHUNK + 5)
 
@@ -109,14 +112,14 @@ class TestNames:
         }
 
     def test_new_files_belong_to_their_makers(self, backing, vfs):
-        owner = (1234, 4321)
+        owner = Maker(1234, 4321)
         vfs.make_directory("d", 0o755, owner)
         vfs.make_symlink("x", "l", owner)
         vfs.make_node("p", stat.S_IFIFO | 0o600, 0, owner)
         vfs.release(vfs.create("f", os.O_WRONLY, 0o4755, owner))
         for name in ("d", "l", "p", "f"):
             found = vfs.attributes(name)
-            assert (found.uid, found.gid) == owner
+            assert (found.uid, found.gid) == (1234, 4321)
         assert stat.S_IMODE(vfs.attributes("f").mode) & stat.S_ISUID
         assert vfs.read_link("l") == "x"
 
@@ -124,8 +127,66 @@ class TestNames:
         vfs.make_directory("d", 0o755)
         os.chown(backing.path / "d", 0, 77)
         vfs.change_mode("d", 0o2755)
-        vfs.release(vfs.create("d/f", os.O_WRONLY, 0o644, (1234, 4321)))
+        vfs.release(vfs.create("d/f", os.O_WRONLY, 0o644, Maker(1234, 4321)))
         assert vfs.attributes("d/f")[3:5] == (1234, 77)
+
+    def test_the_umask_stands_back_for_a_default_acl(self, backing, vfs):
+        maker = Maker(umask=0o077)
+        vfs.make_directory("d", 0o755, maker)
+        vfs.make_directory("e", 0o755)
+        entries = "01000700ffffffff04000700ffffffff20000500ffffffff"
+        acl = bytes.fromhex("02000000" + entries)
+        os.setxattr(backing.path / "e", "system.posix_acl_default", acl)
+        for directory, mode in (("d", 0o600), ("e", 0o664)):
+            vfs.release(vfs.create(f"{directory}/f", os.O_WRONLY, 0o666, maker))
+            vfs.make_node(f"{directory}/p", stat.S_IFIFO | 0o666, 0, maker)
+            for name in ("f", "p"):
+                assert stat.S_IMODE(vfs.attributes(f"{directory}/{name}").mode) == mode
+
+    def test_an_open_file_that_is_replaced_is_never_missing(self, backing, vfs):
+        path, other = backing.write("d/f", DATA), backing.write("g", b"new")
+        handle = vfs.open("d/f", os.O_RDONLY)
+        assert vfs.hide("d/f", "d/hidden1")
+        assert path.read_bytes() == DATA  # and so it is after a crash
+        vfs.rename("g", "d/f")
+        assert (path.read_bytes(), other.exists()) == (b"new", False)
+        time.sleep(0.2)
+        assert path.read_bytes() == b"new"
+        assert vfs.read(handle, len(DATA), 0, "d/hidden1") == DATA
+        assert vfs.attributes("d/hidden1").size == len(DATA)
+        assert vfs.attributes("d/hidden1").links == 0
+        vfs.release(handle, "d/hidden1")
+        vfs.remove_file("d/hidden1")
+        with pytest.raises(FileNotFoundError):
+            vfs.attributes("d/hidden1")
+
+    @pytest.mark.parametrize("look", ["d/f", "d", ".", "later"])
+    def test_an_open_file_that_is_removed_is_gone(self, backing, vfs, look):
+        path = backing.write("d/f", DATA)
+        handle = vfs.open("d/f", os.O_RDWR)
+        assert vfs.hide("d/f", "d/hidden1")
+        if look == "later":
+            time.sleep(0.5)
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                vfs.attributes(look)
+        assert not path.exists()
+        vfs.remove_directory("d")
+        vfs.change_mode("d/hidden1", 0o611)
+        vfs.change_owner("d/hidden1", 5, 6)
+        vfs.change_times("d/hidden1", None, 7)
+        vfs.set_xattr("d/hidden1", "user.a", b"1")
+        vfs.truncate("d/hidden1", 3)
+        found = vfs.attributes("d/hidden1")
+        assert (stat.S_IMODE(found.mode), found.uid, found.gid) == (0o611, 5, 6)
+        assert (found.size, found.mtime_ns != 7) == (3, True)
+        assert vfs.list_xattrs("d/hidden1") == ["user.a"]
+        vfs.release(handle)
+
+    def test_closed_files_are_not_hidden(self, backing, vfs):
+        path = backing.write("f", DATA)
+        assert not vfs.hide("f", "hidden1")
+        assert path.exists()
 
     def test_linking_thaws(self, backing, vfs):
         backing.write_frozen("f", DATA)

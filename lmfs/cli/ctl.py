@@ -33,6 +33,23 @@ def drop_caches(mountpoint: _Mountpoint) -> None:
         control.ask("drop-caches")
 
 
+@app.command(name="pause")
+def pause(mountpoint: _Mountpoint) -> None:
+    """Have `lmfs freeze`, wherever it runs on this store, wait before it begins the next file.
+
+    Until `resume`, or until the mount ends.
+    """
+    with _control(mountpoint) as control:
+        control.ask("pause")
+
+
+@app.command(name="resume")
+def resume(mountpoint: _Mountpoint) -> None:
+    """Let freezing go on."""
+    with _control(mountpoint) as control:
+        control.ask("resume")
+
+
 @app.command(name="thaw")
 def thaw(file: Annotated[str, typer.Argument(help="A frozen file in a mount.")]) -> None:
     """Have the mount make a file plain; whoever reads it reads on. Waits until it is done."""

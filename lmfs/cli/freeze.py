@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from typing import Annotated
 
@@ -64,6 +65,7 @@ def command(
         plans.append(families)
 
         def job(marks: Marks, path: str, progress: Callable[[int], None]) -> Outcome:
+            marks.store.wait_while_paused(_say_paused)
             return freeze(
                 marks,
                 path,
@@ -84,3 +86,7 @@ def command(
         return [f"and made {some}, {decimal(sum(sizes))}, which many of them follow"]
 
     files.run("froze", paths, begin, create=True, verbose=verbose, also=made)
+
+
+def _say_paused() -> None:
+    print("lmfs: paused; `lmfs ctl resume` lets it go on", file=sys.stderr)

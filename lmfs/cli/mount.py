@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import sys
 from typing import Annotated, Any
@@ -12,29 +13,49 @@ import typer
 
 from ..codecs.threads import MAX_THREADS, limit_threads, thread_count
 from ..errors import LmfsError, MountError, UsageError
+from ..lmz.ahead import MAX_AHEAD, limit_ahead
 from ..store.control import mount_of
 from ..store.store import Store
 from . import exit_code, message
 from .logs import start_logging
+from .progress import ByteProgress
 
 app = typer.Typer()
 
 # Passed on to libfuse and the kernel, which know them.
 _PASSED = (
-    *("allow_other", "allow_root", "noatime", "nodiratime", "relatime", "sync", "dirsync"),
-    *("nosuid", "suid", "nodev", "dev", "noexec", "exec"),
+    *("allow_other", "allow_root", "auto_unmount", "noatime", "nodiratime", "relatime", "sync"),
+    *("dirsync", "nosuid", "suid", "nodev", "dev", "noexec", "exec"),
 )
 # What /etc/fstab may say to mount(8), and what is so anyway.
 _IGNORED = (
     *("rw", "defaults", "default_permissions", "auto", "noauto", "user", "users", "nouser"),
-    *("nofail", "_netdev", "async", "atime", "diratime"),
+    *("owner", "group", "nofail", "_netdev", "async", "atime", "diratime"),
 )
-_NUMBERS = {"cachesize": range(1 << 20), "threads": range(1, MAX_THREADS + 1)}
+_IGNORED_NAMES = ("comment", "user")  # with a value
+_NUMBERS = {
+    "cachesize": range(1 << 20),
+    "threads": range(1, MAX_THREADS + 1),
+    "readahead": range(MAX_AHEAD + 1),
+    "uid": range((1 << 32) - 1),
+    "gid": range((1 << 32) - 1),
+}
+_UMASK = re.compile(r"0?[0-7]{1,3}")
+# What one may look for here, and where it is.
+_ELSEWHERE = {
+    "level": "`lmfs freeze --level N` says how files are frozen",
+    "model": "`lmfs freeze --no-model` says how files are frozen",
+    "chunk": "`lmfs freeze --chunk-size BYTES` says how files are frozen",
+    "remount": "unmount it and mount it again",
+    "bind": "bind the mountpoint once it is mounted",
+}
 
 
 @app.command(name="mount")
 def command(
-    backing: Annotated[str, typer.Argument(help="The directory whose files are stored.")],
+    backing: Annotated[
+        str, typer.Argument(help="The directory whose files are stored; or one .lmz, to read it.")
+    ],
     mountpoint: Annotated[
         str | None, typer.Argument(help="Where it is shown; by default over itself.")
     ] = None,
@@ -45,8 +66,9 @@ def command(
         list[str] | None,
         typer.Option(
             "-o",
-            help="ro, allow_other, cachesize=MB, threads=N, logfile=PATH, logformat=json, "
-            "noexec, ..., as mount(8) has it.",
+            help="ro, allow_other, auto_unmount, uid=N, gid=N, umask=OCTAL, noatime, noexec, ... "
+            "as mount(8) has them; cachesize=MB, threads=N, readahead=CHUNKS (0 to 16), "
+            "logfile=PATH, logformat=json.",
         ),
     ] = None,
     cache_mb: Annotated[
@@ -57,54 +79,90 @@ def command(
 
     The directory becomes a store (it gets a hidden .lmfs/); its files stay where and as they are.
     Without a mountpoint it is mounted over itself, so that every path stays the same. Returns
-    when the mount answers.
+    when the mount answers. With auto_unmount nothing stays mounted if its process dies; without,
+    the mountpoint then refuses everything, and no program takes it for an empty directory.
+
+    An .lmz is shown as the file in it; a .tar.lmz as the tree in it, read-only.
     """
     given = ",".join(options or [])
     if cache_mb is not None:
         given += f",cachesize={cache_mb}"
-    settings = parse_options(given)
+    mount(backing, mountpoint, parse_options(given), foreground=foreground)
+
+
+def mount(
+    backing: str,
+    mountpoint: str | None,
+    settings: dict[str, str | bool],
+    *,
+    foreground: bool = False,
+) -> None:
+    """Mount and return when the mount answers, or in the foreground when it is unmounted.
+
+    settings: as parse_options gives them
+    raises: MountError, UsageError, whatever opening what is mounted raises, typer.Exit
+    """
     backing = os.path.realpath(backing)
     target = backing if mountpoint is None else os.path.realpath(mountpoint)
-    _check(backing, target)
-    store = Store.create(backing) if "ro" not in settings else Store.open(backing)
+    content: Store | str
+    if os.path.isfile(backing):
+        if mountpoint is None:
+            raise UsageError("no mountpoint", where=backing, do="name an empty directory")
+        _check(backing, target)
+        content, settings = backing, settings | {"ro": True}
+    else:
+        _check(backing, target)
+        content = Store.create(backing) if "ro" not in settings else Store.open(backing)
     if foreground:
         start_logging(settings, background=False)
-        _serve(store, target, settings, lambda: print(f"lmfs: mounted on {target}", flush=True))
+        _serve(content, target, settings, lambda: print(f"lmfs: mounted on {target}", flush=True))
     else:
-        _serve_in_background(store, target, settings)
+        _serve_in_background(content, target, settings)
 
 
-def parse_options(text: str) -> dict[str, str | bool]:
+def parse_options(text: str, *, sloppy: bool = False) -> dict[str, str | bool]:
     """The options of a mount: lmfs's own (cachesize in MB), and those that are passed on.
 
+    sloppy: leave out what nobody knows
     raises: UsageError
     """
     settings: dict[str, str | bool] = {}
     for option in text.split(","):
         name, _, value = option.partition("=")
-        if not name or option in _IGNORED or name.startswith("x-"):
+        if not name or option in _IGNORED or name.lower().startswith("x-"):
+            continue
+        if value and name in _IGNORED_NAMES:
             continue
         if option in _PASSED or option == "ro":
             settings[name] = True
-        elif name in _NUMBERS and value.isdecimal() and int(value) in _NUMBERS[name]:
+        elif _is_number(name, value):
             settings[name] = value
         elif name == "logfile" and value:
             settings[name] = os.path.abspath(value)
         elif option in ("logformat=plain", "logformat=json"):
             settings[name] = value
-        else:
+        elif not sloppy:
             raise UsageError(
                 "mount option",
-                expected=f"ro, cachesize=MB, threads=1 to {MAX_THREADS}, logfile=PATH, "
+                expected=f"ro, cachesize=MB, threads=1 to {MAX_THREADS}, readahead=0 to "
+                f"{MAX_AHEAD} (chunks), uid=N, gid=N, umask=OCTAL, logfile=PATH, "
                 f"logformat=plain|json, {', '.join(_PASSED)}",
                 got=option,
+                do=_ELSEWHERE.get(name),
             )
     return settings
 
 
+def _is_number(name: str, value: str) -> bool:
+    if name == "umask":
+        return _UMASK.fullmatch(value) is not None
+    return name in _NUMBERS and value.isdecimal() and int(value) in _NUMBERS[name]
+
+
 def _check(backing: str, target: str) -> None:
-    for what, path in (("backing directory", backing), ("mountpoint", target)):
-        _check_directory(what, path)
+    if not os.path.isfile(backing):
+        _check_directory("backing directory", backing)
+    _check_directory("mountpoint", target)
     mount = mount_of(target)
     if mount is not None and mount.is_lmfs:
         if mount.mountpoint == target:
@@ -149,8 +207,11 @@ def _check_directory(what: str, path: str) -> None:
         raise MountError(f"{what} is not a directory", where=path)
 
 
-def _serve(store: Store, target: str, settings: dict[str, str | bool], on_ready: Any) -> None:
+def _serve(
+    content: Store | str, target: str, settings: dict[str, str | bool], on_ready: Any
+) -> None:
     # Loads libfuse, numpy and more, some of which start threads: never before the fork.
+    from ..archive import Archive
     from ..fuse import MountOptions, serve
 
     extra = dict(settings)
@@ -160,6 +221,8 @@ def _serve(store: Store, target: str, settings: dict[str, str | bool], on_ready:
     extra.pop("logformat", None)
     if "threads" in extra:
         limit_threads(int(extra.pop("threads")))
+    if "readahead" in extra:
+        limit_ahead(int(extra.pop("readahead")))
     thread_count()  # nonsense in the environment is refused now, not at the first read
     if size is None:
         options = MountOptions(read_only=read_only, extra=extra)
@@ -167,17 +230,25 @@ def _serve(store: Store, target: str, settings: dict[str, str | bool], on_ready:
         options = MountOptions(read_only=read_only, cache_bytes=int(size) << 20, extra=extra)
     # Modes are the kernel's to mask, with the umask of who makes a file.
     os.umask(0)
-    serve(store, target, options, on_ready)
+    if isinstance(content, Store):
+        serve(content, target, options, on_ready)
+        return
+    with ByteProgress("reading the index", 0) as progress:
+        archive = Archive(content, cache_bytes=options.cache_bytes, progress=progress.reach)
+    serve(archive, target, options, on_ready)
 
 
-def _serve_in_background(store: Store, target: str, settings: dict[str, str | bool]) -> None:
+def _serve_in_background(
+    content: Store | str, target: str, settings: dict[str, str | bool]
+) -> None:
     """Fork; return when the mount answers, raise what the child raised."""
     ours, theirs = os.pipe()
     if os.fork() == 0:
         os.close(ours)
-        os._exit(_be_child(store, target, settings, theirs))
+        os._exit(_be_child(content, target, settings, theirs))
     os.close(theirs)
-    store.close()
+    if isinstance(content, Store):
+        content.close()
     with open(ours, "rb") as pipe:
         answer = pipe.read()
     if answer == b"ready":
@@ -189,7 +260,7 @@ def _serve_in_background(store: Store, target: str, settings: dict[str, str | bo
     raise typer.Exit(failed["exit_code"])
 
 
-def _be_child(store: Store, target: str, settings: dict[str, str | bool], pipe: int) -> int:
+def _be_child(content: Store | str, target: str, settings: dict[str, str | bool], pipe: int) -> int:
     answered = False
 
     def on_ready() -> None:
@@ -205,7 +276,7 @@ def _be_child(store: Store, target: str, settings: dict[str, str | bool], pipe: 
 
     os.setsid()
     try:
-        _serve(store, target, settings, on_ready)
+        _serve(content, target, settings, on_ready)
     except (LmfsError, OSError) as error:
         if not answered:
             said = {"message": message(error), "exit_code": exit_code(error)}

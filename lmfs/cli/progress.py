@@ -39,6 +39,11 @@ class ByteProgress:
         )
         self._task = self._bar.add_task(what, total=total_bytes)
 
+    def reach(self, done: int, total: int) -> None:
+        """`done` bytes of `total` are done."""
+        self._bar.update(self._task, completed=done, total=total)
+        self.advance(0)
+
     def advance(self, count: int) -> None:
         """`count` bytes more are done."""
         self._bar.advance(self._task, count)

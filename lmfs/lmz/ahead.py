@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 # time, and so on: the first bytes of a file are to come as quickly as any others.
 RAMP = (1, 2, 4, 16)
 _STREAMS = 4
+MAX_AHEAD = RAMP[-1]
+_most = MAX_AHEAD
 _THREADS = 2 * RAMP[-1]
+
+
+def limit_ahead(chunks: int) -> None:
+    """Begin at most so many chunks at once behind a sequential read, in this process; 0 is none."""
+    global _most
+    _most = min(chunks, MAX_AHEAD)
 
 
 class _Stream:
@@ -52,7 +60,7 @@ class Streams:
             return range(0)
         start = max(stop, stream.begun)
         stream.next_from = start
-        stream.begun = start + min(RAMP[min(stream.batches, len(RAMP) - 1)], most)
+        stream.begun = start + min(RAMP[min(stream.batches, len(RAMP) - 1)], most, _most)
         stream.batches += 1
         return range(start, stream.begun)
 

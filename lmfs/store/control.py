@@ -28,7 +28,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import LmfsError, MountError, UsageError
+from ..errors import LmfsError, MountError, StoreError, UsageError
 from .store import Store
 
 Handler = Callable[[dict[str, Any]], dict[str, Any]]
@@ -95,10 +95,11 @@ class ControlServer:
     """Answers on the socket of one mount until it is closed."""
 
     def __init__(
-        self, device: int, store: Store, mountpoint: str, handle: Handler | None = None
+        self, device: int, store: Store | None, mountpoint: str, handle: Handler | None = None
     ) -> None:
         """
         device: st_dev of the mount
+        store: what is mounted, if it is a store
         handle: answers a request other than "open"; from several threads; raises LmfsError, OSError
         raises: OSError
         """
@@ -145,7 +146,7 @@ class ControlServer:
                 asked = json.loads(request)
                 if not isinstance(asked, dict):
                     return
-                if asked.get("do") != "open":
+                if asked.get("do") != "open" or self._store is None:
                     connection.send(json.dumps(self._reply(asked)).encode())
                     continue
                 reply = {"path": self._store.path, "mountpoint": self._mountpoint}
@@ -153,6 +154,12 @@ class ControlServer:
 
     def _reply(self, asked: dict[str, Any]) -> dict[str, Any]:
         try:
+            if asked.get("do") == "open":
+                raise StoreError(
+                    "this mount shows an archive, not a store",
+                    where=self._mountpoint,
+                    do="copy files out of it to freeze them",
+                )
             if self._handle is None:
                 raise UsageError("request", got=asked.get("do"), do="update lmfs, or mount again")
             return self._handle(asked)
@@ -179,6 +186,14 @@ def _check_own(directory: str) -> None:
     status = os.lstat(directory)
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise PermissionError(errno.EPERM, "somebody else may write to it", directory)
+
+
+def _raise_error(reply: dict[str, Any]) -> None:
+    if "error" in reply:
+        refused = LmfsError(str(reply["error"]))
+        code = reply.get("exit_code")
+        refused.exit_code = code if isinstance(code, int) else LmfsError.exit_code
+        raise refused
 
 
 class Control:
@@ -211,9 +226,11 @@ class Control:
         try:
             self._socket.send(json.dumps({"do": "open"}).encode())
             data, fds, _, _ = socket.recv_fds(self._socket, _MESSAGE_BYTES, 1)
-            path = str(json.loads(data)["path"]) if len(fds) == 1 else None
+            reply = json.loads(data)
+            path = str(reply["path"]) if len(fds) == 1 else None
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._no_answer(error) from error
+        _raise_error(reply)
         if path is None:
             raise self._no_answer("refused")
         try:
@@ -235,11 +252,7 @@ class Control:
             raise self._no_answer(error) from error
         if not isinstance(reply, dict):
             raise self._no_answer("nothing")
-        if "error" in reply:
-            refused = LmfsError(str(reply["error"]))
-            code = reply.get("exit_code")
-            refused.exit_code = code if isinstance(code, int) else LmfsError.exit_code
-            raise refused
+        _raise_error(reply)
         return reply
 
     def wait_for_end(self, seconds: float) -> bool:

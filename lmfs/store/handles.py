@@ -165,6 +165,19 @@ class Handles:
         """The backing file's descriptor; the handle's, not the caller's to close."""
         return self._handle(number).fd
 
+    def number_of(self, inode: int) -> int | None:
+        """An open handle of the backing file with this inode number, for writing if possible."""
+        with self._lock:
+            handles = list(self._handles.items())
+        found = None
+        for number, handle in handles:
+            with contextlib.suppress(OSError):  # closed meanwhile
+                if os.fstat(handle.fd).st_ino == inode:
+                    found = number
+                    if handle.writable:
+                        break
+        return found
+
     def release(self, number: int, path: str | None = None) -> None:
         """Close a handle; `path` lets a user's file that looks frozen be wrapped."""
         with self._lock:
@@ -197,6 +210,16 @@ class Handles:
             # Said before the bytes can say otherwise, so that a crash between leaves it said.
             os.setxattr(handle.fd, PLAIN_MARK, b"1")
         return os.pwrite(handle.fd, data, offset)
+
+    def seek(self, number: int, offset: int, whence: int) -> int:
+        """Where data (SEEK_DATA) or a hole (SEEK_HOLE) begins, from `offset` on."""
+        handle = self._handle(number)
+        with self._borrowed_reader(handle) as reader:
+            if reader is None:
+                return os.lseek(handle.fd, offset, whence)
+            if not 0 <= offset < reader.size:
+                raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+            return offset if whence == os.SEEK_DATA else reader.size
 
     def truncate(self, path: str, size: int, number: int | None = None) -> None:
         """Cut or extend; of a frozen file only what remains is decoded."""

@@ -27,7 +27,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO
 
-from ..errors import DamagedError, FormatError, StoreError, VersionError
+from ..errors import BusyError, DamagedError, FormatError, StoreError, VersionError
 from .system import open_own, own_directory
 
 DIRECTORY = ".lmfs"
@@ -40,6 +40,7 @@ _PRIMERS = "primers"
 _MODEL_SUFFIX = ".lmm"
 _PRIMER_SUFFIX = ".lmz"
 _PROBE = "user.lmfs.probe"
+_PAUSE_ATTEMPTS, _PAUSE_STEP_S = 20, 0.02
 _TEMPORARY = re.compile(r"\.lmfs-([0-9a-f]{8})-([0-9a-f]+)-[0-9a-f]{8}\.tmp")
 
 
@@ -126,6 +127,47 @@ class Store:
         """True for what the mounted tree neither shows nor lets be made."""
         parts = path.split("/")
         return parts[0] == DIRECTORY or self.temporary_inode(parts[-1]) is not None
+
+    # ------------------------------------------------------------------------------- pausing
+
+    def pause(self) -> int:
+        """Have whoever freezes files of this store wait, until the descriptor given is closed.
+
+        It is closed with the process, too: nobody waits for one that died.
+        raises: BusyError if somebody else has it paused, OSError
+        """
+        fd = self._open_description()
+        for attempt in range(_PAUSE_ATTEMPTS):
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                # Whoever looks has it for a moment; whoever pauses, for long.
+                if attempt + 1 < _PAUSE_ATTEMPTS:
+                    time.sleep(_PAUSE_STEP_S)
+            else:
+                return fd
+        os.close(fd)
+        raise BusyError(
+            "paused already",
+            where=self.path,
+            got="another mount of the store did it",
+            do="`lmfs ctl resume` that one",
+        )
+
+    def wait_while_paused(self, waiting: Callable[[], None]) -> None:
+        """Return when nobody has the store paused; `waiting` is told if that takes time."""
+        fd = self._open_description()
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(fd, fcntl.LOCK_SH)
+        finally:
+            os.close(fd)
+
+    def _open_description(self) -> int:
+        return os.open(f"{DIRECTORY}/{_DESCRIPTION}", os.O_RDONLY, dir_fd=self.root_fd)
 
     # --------------------------------------------------------------------------------- models
 
