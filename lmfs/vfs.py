@@ -1,7 +1,8 @@
 """The tree as a mount shows it.
 
-Owns: names, attributes and xattrs, and the rule that whoever changes a frozen file's bytes has it
-thawed first, while its mode, owner, times and names are changed as they are. Knows no FUSE: paths
+Owns: names, attributes and xattrs. A frozen file stays frozen whatever is done to it: what is
+written goes to its overlay, and mode, owner, times and names are its own; but a second name, and
+cutting it to nothing, make a plain file of it. Knows no FUSE: paths
 are relative to the store's root ("." is the root), errors are OSError and LmfsError. Imports the
 store and lower. Any number of threads may call it at once.
 
@@ -22,7 +23,7 @@ from .lmz import ChunkCache
 from .lmz.shared import forget_states
 from .store.handles import Handles
 from .store.marks import PREFIX, Marks, State
-from .store.publish import sweep
+from .store.publish import drop_overlay, sweep
 from .store.store import Store
 from .store.system import rename
 
@@ -103,17 +104,18 @@ class Vfs:
             status = os.fstat(fd)
             # Without a name it was replaced or removed; then what the path says is newer.
             if status.st_nlink or not self._exists(path):
-                return self._describe(path, status, fd)
+                return self._describe(path, status, handle)
         return self._describe(path, self._stat(path), None)
 
-    def _describe(self, path: str, status: os.stat_result, fd: int | None) -> Attributes:
-        size, inode = status.st_size, status.st_ino
+    def _describe(self, path: str, status: os.stat_result, handle: int | None) -> Attributes:
+        size, inode, blocks = status.st_size, status.st_ino, status.st_blocks
         if stat.S_ISREG(status.st_mode):
-            if fd is None:
+            if handle is None:
                 facts = self.marks.facts_of_path(path, status)
             else:
-                facts = self.marks.facts_to_show(fd)
+                facts = self._files.facts(handle)
             inode = facts.inode
+            blocks += facts.overlay_blocks
             if facts.state is not State.HOT:
                 size = facts.size
         return Attributes(
@@ -124,7 +126,7 @@ class Vfs:
             gid=status.st_gid,
             device=status.st_rdev,
             size=size,
-            blocks=status.st_blocks,
+            blocks=blocks,
             atime_ns=status.st_atime_ns,
             mtime_ns=status.st_mtime_ns,
             ctime_ns=status.st_ctime_ns,
@@ -158,6 +160,10 @@ class Vfs:
         """-1 leaves the owner, or the group, as it is."""
         self._refuse_private(path)
         os.chown(path, uid, gid, dir_fd=self.store.root_fd, follow_symlinks=False)
+        if self.marks.is_patched(path):
+            overlay = self.marks.facts_of_path(path, self._stat(path)).overlay
+            if overlay is not None:
+                self.marks.overlays.change_owner(overlay, uid, gid)
 
     def change_times(self, path: str, atime_ns: int | None, mtime_ns: int | None) -> None:
         """None leaves a time as it is."""
@@ -238,7 +244,10 @@ class Vfs:
         self._give(path, owner)
 
     def link(self, source: str, path: str) -> None:
-        """A second name; a frozen file is thawed first: two names cannot be replaced at once."""
+        """A second name; a frozen file is thawed first: two names cannot be replaced at once.
+
+        raises: BusyError also where somebody writes to the frozen file
+        """
         self._refuse_private(source)
         self._refuse_to_make(path)
         self._files.thaw(source)
@@ -250,16 +259,33 @@ class Vfs:
         self._refuse_private(source)
         self._refuse_to_make(target)
         root = self.store.root_fd
-        try:
-            rename(source, target, flags=flags, source_fd=root, target_fd=root)
-        except OSError as error:
-            if flags or error.errno not in _NOT_EMPTY or not self._swept(target):
-                raise
-            rename(source, target, source_fd=root, target_fd=root)
+        with self._losing_its_name(target):
+            try:
+                rename(source, target, flags=flags, source_fd=root, target_fd=root)
+            except OSError as error:
+                if flags or error.errno not in _NOT_EMPTY or not self._swept(target):
+                    raise
+                rename(source, target, source_fd=root, target_fd=root)
 
     def remove_file(self, path: str) -> None:
         self._refuse_private(path)
-        os.unlink(path, dir_fd=self.store.root_fd)
+        with self._losing_its_name(path):
+            os.unlink(path, dir_fd=self.store.root_fd)
+
+    @contextlib.contextmanager
+    def _losing_its_name(self, path: str) -> Iterator[None]:
+        """Remove the overlay of a file that has no name afterwards; who has it open reads on."""
+        if not self.marks.is_patched(path):
+            yield
+            return
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW, dir_fd=self.store.root_fd)
+        try:
+            self._files.keep_overlay(fd)
+            yield
+            if not os.fstat(fd).st_nlink:
+                drop_overlay(self.marks, fd)
+        finally:
+            os.close(fd)
 
     def remove_directory(self, path: str) -> None:
         self._refuse_private(path)
@@ -279,7 +305,7 @@ class Vfs:
     # ------------------------------------------------------------------------------- open files
 
     def open(self, path: str, flags: int) -> int:
-        """A handle; opening a frozen file for writing thaws it. raises: OSError, LmfsError"""
+        """A handle; writing to it leaves a frozen file frozen. raises: OSError, LmfsError"""
         self._refuse_private(path)
         return self._files.open(path, flags)
 
@@ -317,14 +343,13 @@ class Vfs:
         """fallocate(2) without flags; the others are refused."""
         if mode:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-        os.posix_fallocate(self._files.descriptor(handle), offset, size)
+        self._files.allocate(handle, offset, size)
 
     def flush(self, handle: int) -> None:
-        # Closing a duplicate reports what the backing filesystem reports at close (quota, NFS).
-        os.close(os.dup(self._files.descriptor(handle)))
+        self._files.flush(handle)
 
     def sync(self, handle: int, *, data_only: bool = False) -> None:
-        (os.fdatasync if data_only else os.fsync)(self._files.descriptor(handle))
+        self._files.sync(handle, data_only=data_only)
 
     def sync_directory(self, path: str) -> None:
         fd = self._open_directory(path)
