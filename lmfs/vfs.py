@@ -1,7 +1,8 @@
 """The tree as a mount shows it.
 
-Owns: names, attributes and xattrs, and the rule that whoever changes a frozen file's bytes has it
-thawed first, while its mode, owner, times and names are changed as they are. Knows no FUSE: paths
+Owns: names, attributes and xattrs. A frozen file stays frozen whatever is done to it: what is
+written goes to its overlay, and mode, owner, times and names are its own; but a second name, and
+cutting it to nothing, make a plain file of it. Knows no FUSE: paths
 are relative to the store's root ("." is the root), errors are OSError and LmfsError. Imports the
 store and lower. Any number of threads may call it at once.
 
@@ -24,7 +25,7 @@ from .lmz import ChunkCache
 from .lmz.shared import forget_states
 from .store.handles import Handles
 from .store.marks import PREFIX, Marks, State
-from .store.publish import sweep
+from .store.publish import drop_overlay, sweep
 from .store.store import Store
 from .store.system import rename
 
@@ -129,8 +130,7 @@ class Vfs:
         if path is None:
             if handle is None:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-            fd = self._files.descriptor(handle)
-            return self._describe("", os.fstat(fd), fd)
+            return self._describe("", os.fstat(self._files.descriptor(handle)), handle)
         hidden = self._hidden_handle(path)
         if hidden is None:
             self._refuse_private(path)
@@ -141,17 +141,18 @@ class Vfs:
             status = os.fstat(fd)
             # Without a name it was replaced or removed; then what the path says is newer.
             if status.st_nlink or not self._exists(path):
-                return self._describe(path, status, fd)
+                return self._describe(path, status, handle)
         return self._describe(path, self._stat(path), None)
 
-    def _describe(self, path: str, status: os.stat_result, fd: int | None) -> Attributes:
-        size, inode = status.st_size, status.st_ino
+    def _describe(self, path: str, status: os.stat_result, handle: int | None) -> Attributes:
+        size, inode, blocks = status.st_size, status.st_ino, status.st_blocks
         if stat.S_ISREG(status.st_mode):
-            if fd is None:
+            if handle is None:
                 facts = self.marks.facts_of_path(path, status)
             else:
-                facts = self.marks.facts_to_show(fd)
+                facts = self._files.facts(handle)
             inode = facts.inode
+            blocks += facts.overlay_blocks
             if facts.state is not State.HOT:
                 size = facts.size
         return Attributes(
@@ -162,7 +163,7 @@ class Vfs:
             gid=status.st_gid,
             device=status.st_rdev,
             size=size,
-            blocks=status.st_blocks,
+            blocks=blocks,
             atime_ns=status.st_atime_ns,
             mtime_ns=status.st_mtime_ns,
             ctime_ns=status.st_ctime_ns,
@@ -202,6 +203,10 @@ class Vfs:
             return
         self._refuse_private(path)
         os.chown(path, uid, gid, dir_fd=self.store.root_fd, follow_symlinks=False)
+        if self.marks.is_patched(path):
+            overlay = self.marks.facts_of_path(path, self._stat(path)).overlay
+            if overlay is not None:
+                self.marks.overlays.change_owner(overlay, uid, gid)
 
     def change_times(self, path: str, atime_ns: int | None, mtime_ns: int | None) -> None:
         """None leaves a time as it is."""
@@ -293,7 +298,10 @@ class Vfs:
         self._give(path, maker)
 
     def link(self, source: str, path: str) -> None:
-        """A second name; a frozen file is thawed first: two names cannot be replaced at once."""
+        """A second name; a frozen file is thawed first: two names cannot be replaced at once.
+
+        raises: BusyError also where somebody writes to the frozen file
+        """
         self._refuse_private(source)
         self._refuse_to_make(path)
         self._files.thaw(source)
@@ -307,12 +315,13 @@ class Vfs:
             self._leaving.pop(target, None)  # replaced, so its name is never missing
         self._refuse_to_make(target)
         root = self.store.root_fd
-        try:
-            rename(source, target, flags=flags, source_fd=root, target_fd=root)
-        except OSError as error:
-            if flags or error.errno not in _NOT_EMPTY or not self._swept(target):
-                raise
-            rename(source, target, source_fd=root, target_fd=root)
+        with self._losing_its_name(target):
+            try:
+                rename(source, target, flags=flags, source_fd=root, target_fd=root)
+            except OSError as error:
+                if flags or error.errno not in _NOT_EMPTY or not self._swept(target):
+                    raise
+                rename(source, target, source_fd=root, target_fd=root)
 
     def hide(self, path: str, name: str) -> bool:
         """Let a file that is open lose its name; from now on `name` stands for it.
@@ -352,7 +361,8 @@ class Vfs:
                         continue
                     with contextlib.suppress(OSError):
                         if self._stat(name).st_ino == entry.inode:
-                            os.unlink(name, dir_fd=self.store.root_fd)
+                            with self._losing_its_name(name):
+                                os.unlink(name, dir_fd=self.store.root_fd)
                     del self._leaving[name]
 
     def _hidden_handle(self, path: str) -> int | None:
@@ -377,7 +387,23 @@ class Vfs:
                 self._settle(name, wait=False)
             return
         self._refuse_private(path)
-        os.unlink(path, dir_fd=self.store.root_fd)
+        with self._losing_its_name(path):
+            os.unlink(path, dir_fd=self.store.root_fd)
+
+    @contextlib.contextmanager
+    def _losing_its_name(self, path: str) -> Iterator[None]:
+        """Remove the overlay of a file that has no name afterwards; who has it open reads on."""
+        if not self.marks.is_patched(path):
+            yield
+            return
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW, dir_fd=self.store.root_fd)
+        try:
+            self._files.keep_overlay(fd)
+            yield
+            if not os.fstat(fd).st_nlink:
+                drop_overlay(self.marks, fd)
+        finally:
+            os.close(fd)
 
     def remove_directory(self, path: str) -> None:
         self._refuse_private(path)
@@ -397,7 +423,7 @@ class Vfs:
     # ------------------------------------------------------------------------------- open files
 
     def open(self, path: str, flags: int) -> int:
-        """A handle; opening a frozen file for writing thaws it. raises: OSError, LmfsError"""
+        """A handle; writing to it leaves a frozen file frozen. raises: OSError, LmfsError"""
         self._refuse_private(path)
         return self._files.open(path, flags)
 
@@ -440,18 +466,17 @@ class Vfs:
         """fallocate(2) without flags; the others are refused."""
         if mode:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-        os.posix_fallocate(self._files.descriptor(handle), offset, size)
+        self._files.allocate(handle, offset, size)
 
     def seek(self, handle: int, offset: int, whence: int) -> int:
         """lseek(2) for data (SEEK_DATA) or a hole (SEEK_HOLE); frozen files have no holes."""
         return self._files.seek(handle, offset, whence)
 
     def flush(self, handle: int) -> None:
-        # Closing a duplicate reports what the backing filesystem reports at close (quota, NFS).
-        os.close(os.dup(self._files.descriptor(handle)))
+        self._files.flush(handle)
 
     def sync(self, handle: int, *, data_only: bool = False) -> None:
-        (os.fdatasync if data_only else os.fsync)(self._files.descriptor(handle))
+        self._files.sync(handle, data_only=data_only)
 
     def sync_directory(self, path: str) -> None:
         self._settle(path)

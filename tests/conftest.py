@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import pathlib
+import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -60,6 +61,18 @@ def vfs(backing: Backing) -> Iterator[Vfs]:
     vfs = Vfs(backing.store)
     yield vfs
     vfs.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A filesystem of one megabyte."""
+    path = tmp_path / "small"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", path], check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", path], check=True)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ tests/test_training.py compares it with PyTorch.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import io
 import os
@@ -203,7 +204,7 @@ def choose(monkeypatch):
     """Choose the engine of this process anew."""
 
     def choose(**environment: str) -> None:
-        monkeypatch.setattr(engines, "_engines", {})
+        monkeypatch.setattr(engines, "_engines", collections.OrderedDict())
         for name in ("LMFS_ENGINE", "LMFS_ISA", "LMFS_THREADS"):
             monkeypatch.delenv(name, raising=False)
         for name, value in environment.items():

@@ -293,16 +293,19 @@ class TestReading:
 
 
 class TestWriting:
-    def test_a_frozen_file_is_thawed(self, backing, vfs):
-        backing.write_frozen("f", DATA)
-        inode = vfs.attributes("f").inode
+    def test_a_frozen_file_stays_frozen(self, backing, vfs):
+        path = backing.write_frozen("f", DATA)
+        stored, inode = path.read_bytes(), vfs.attributes("f").inode
         handle = vfs.open("f", os.O_WRONLY)
+        assert state(vfs, "f") == b"frozen"  # until it is written to
         assert vfs.write(handle, b"NEW", 5) == 3
         vfs.sync(handle)
         vfs.sync(handle, data_only=True)
         vfs.flush(handle)
         vfs.release(handle, "f")
-        assert (backing.path / "f").read_bytes() == DATA[:5] + b"NEW" + DATA[8:]
+        assert path.read_bytes() == stored
+        assert state(vfs, "f") == b"patched"
+        assert slurp(vfs, "f") == DATA[:5] + b"NEW" + DATA[8:]
         assert vfs.attributes("f").inode == inode
 
     def test_truncating_on_open_decodes_nothing(self, backing, vfs):
@@ -388,24 +391,25 @@ class TestWriting:
             assert (backing.path / "f").read_bytes() == b"New"
         vfs.release(handle, "f")
 
-    def test_a_file_frozen_while_it_is_opened(self, backing, vfs, monkeypatch):
-        """Thawed first, frozen again by another process before the open: thawed again."""
-        backing.write_frozen("f", DATA)
-        real_thaw, calls = handles.thaw, []
+    @pytest.mark.parametrize("flags", [os.O_RDWR, os.O_WRONLY | os.O_TRUNC])
+    def test_a_file_frozen_while_it_is_opened(self, backing, vfs, monkeypatch, flags):
+        """Hot when it was looked at, frozen by another process before the open."""
+        path = backing.write("f", DATA)
+        real, calls = handles.Handles._open_handle, []
 
-        def thaw_and_freeze(*arguments, **options):
-            outcome = real_thaw(*arguments, **options)
+        def freeze_first(*arguments):
             if not calls:
                 assert backing.freeze("f").reason is None
             calls.append(1)
-            return outcome
+            return real(*arguments)
 
-        monkeypatch.setattr(handles, "thaw", thaw_and_freeze)
-        handle = vfs.open("f", os.O_RDWR)
+        monkeypatch.setattr(handles.Handles, "_open_handle", freeze_first)
+        handle = vfs.open("f", flags)
         vfs.write(handle, b"NEW", 0)
         vfs.release(handle, "f")
-        assert len(calls) == 2
-        assert slurp(vfs, "f") == b"NEW" + DATA[3:]
+        assert slurp(vfs, "f") == (b"NEW" if flags & os.O_TRUNC else b"NEW" + DATA[3:])
+        assert thaw(backing.marks, "f").reason is None
+        assert path.read_bytes() == (b"NEW" if flags & os.O_TRUNC else b"NEW" + DATA[3:])
 
     def test_creating(self, backing, vfs):
         backing.write_frozen("f", DATA)

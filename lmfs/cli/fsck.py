@@ -165,6 +165,8 @@ def check_place(
         for file, size in files:
             check.structure(file)
             progress.advance(size)
+    if place.path == ".":
+        check.unnamed_overlays()
     found.hot_files, found.frozen_files = check.hot_files, len(check.frozen)
     found.frozen_bytes = sum(check.frozen.values())
     if deep:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Annotated
 import typer
 from rich.filesize import decimal
 
-from ..errors import DamagedError, UsageError
+from ..errors import DamagedError, LmfsError, UsageError
 from ..lmz.recovery import Hole, save_whole
-from ..store.locate import kept_beside
+from ..store.locate import kept_beside, locate
+from ..store.marks import FROZEN_MARK, Marks
+from ..store.repair import lay_over
 
 app = typer.Typer()
 
@@ -38,7 +41,8 @@ def command(
     """Save every whole chunk of a damaged file, each at its place.
 
     Lost bytes become a hole of zeros where their number is known, and nothing where it is not;
-    every loss is listed. Exits with 5 if anything is lost.
+    every loss is listed. Exits with 5 if anything is lost. What was written to a frozen file since
+    it was frozen is taken from its store, if the file still lies in it.
     """
     if output.exists():
         raise UsageError("file exists", where=output, do="name another one, nothing is overwritten")
@@ -46,6 +50,8 @@ def command(
         try:
             search = [*(model or []), *kept_beside(file)]
             saved = save_whole(file, target, model_search=search)
+            target.flush()
+            _lay_over(file, target.fileno())
         except BaseException:
             if not target.tell():
                 output.unlink()
@@ -60,6 +66,25 @@ def command(
         print("lmfs: behind a hole of unknown size bytes may stand too early", file=sys.stderr)
     if saved.holes:
         raise typer.Exit(DamagedError.exit_code)
+
+
+def _lay_over(file: Path, target: int) -> None:
+    """Write what was written to a frozen file over what was saved of it, if its store has that."""
+    try:
+        if FROZEN_MARK not in os.listxattr(file):  # no mount shows it
+            return
+        place = locate(str(file))
+    except (OSError, LmfsError):  # no xattrs, no store, or one that cannot be opened
+        return
+    with place.store, open(file, "rb") as source:
+        marks = Marks(place.store)
+        try:
+            if lay_over(marks, source.fileno(), target):
+                print(f"lmfs: {file}: with what was written to it since", file=sys.stderr)
+        except (OSError, LmfsError) as error:
+            print(f"lmfs: {file}: without what was written to it since: {error}", file=sys.stderr)
+        finally:
+            marks.close()
 
 
 def _report(hole: Hole) -> None:

@@ -88,6 +88,11 @@ def _print(account: Account) -> None:
     if account.frozen_files:
         console.print(table, width=None if console.is_terminal else _WIDTH_IN_A_PIPE)
         console.print(f"on disk: {decimal(account.frozen_on_disk)}")
+    if account.patched_files:
+        console.print(
+            f"patched: {account.patched_files:,} of them, {decimal(account.patched_on_disk)} on "
+            "disk were written to them since; freezing them again takes that in"
+        )
     files = "file" if account.hot_files == 1 else "files"
     console.print(f"hot: {account.hot_files:,} {files}, {decimal(account.hot_bytes)}")
     _print_models(account, console)

@@ -35,6 +35,8 @@ class Account:
     frozen_before: int = 0  # as a reader sees them
     frozen_after: int = 0  # the containers, with headers and indexes
     frozen_on_disk: int = 0
+    patched_files: int = 0  # of the frozen ones, those that were written to since
+    patched_on_disk: int = 0  # their overlays
     damaged: dict[str, str] = field(default_factory=dict)
     models: dict[bytes, int] = field(default_factory=dict)
     primers: dict[bytes, int] = field(default_factory=dict)  # shared ones; they are coded data
@@ -51,6 +53,9 @@ class Account:
             elif facts.state is State.DAMAGED:
                 self.damaged[name] = facts.problem or "its marks do not agree"
             else:
+                if facts.overlay is not None:
+                    self.patched_files += 1
+                    self.patched_on_disk += facts.overlay_blocks * 512
                 self._add_frozen(marks, name, status)
 
     def _add_frozen(self, marks: Marks, name: str, status: os.stat_result) -> None:

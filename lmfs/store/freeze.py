@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import functools
 import os
 import stat
 import time
@@ -22,7 +23,8 @@ from ..codecs.threads import Priority, Urgency, working
 from ..container import DEFAULT_CHUNK_SIZE
 from ..errors import BusyError, DamagedError, LmfsError, VerifyError
 from ..lmz import ChunkCache, LmzReader, LmzWriter
-from .marks import FROZEN_MARK, PLAIN_MARK, Marks, State, frozen_mark, looks_frozen
+from .marks import FROZEN_MARK, PLAIN_MARK, Facts, Marks, State, frozen_mark, looks_frozen
+from .overlays import has_writers
 from .primers import Primers
 from .publish import Replacement, Source, reached
 from .system import Lease
@@ -32,8 +34,10 @@ if TYPE_CHECKING:
     from ..models.package import ModelPackage
 
 Progress = Callable[[int], None]
+Pread = Callable[[int, int], bytes]
 
 _READ_BYTES = 1 << 20
+_CLOCK_TICK_S = 0.02
 _LEASE_ATTEMPTS = 5
 _LEASE_PAUSE_S = 0.02
 
@@ -74,7 +78,7 @@ def freeze(
     known_hot_inode: int | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
-    """Freeze one file of the store, if it is fit for it.
+    """Freeze one file of the store, if it is fit for it; a patched one anew, as it is now.
 
     model: the package that `chooser` codes with; copied into the store before it is needed
     primers: those of the store, where many files are frozen; remembers which were proved
@@ -85,27 +89,35 @@ def freeze(
     status = os.stat(path, dir_fd=store.root_fd, follow_symlinks=False)
     on_disk = status.st_blocks * 512
     try:
-        _check_kind(status, even_if_larger)
+        _check_kind(status)
         with Source(store, path, wait=False) as source:
-            facts = marks.facts_of_fd(source.fd)
-            if source.status.st_ino != known_hot_inode:
-                marks.require_frozen_or_hot(facts, path)
-                if facts.state is State.FROZEN:
-                    raise _Unfit("frozen already")
-            _check_sparse(source)
+            facts = _facts_to_read(marks, source)
+            if source.status.st_ino == known_hot_inode:
+                facts = Facts(State.HOT, source.status.st_size, facts.inode)
+            marks.require_frozen_or_hot(facts, path)
+            if facts.state is State.FROZEN:
+                raise _Unfit("frozen already")
+            on_disk += facts.overlay_blocks * 512
+            if not facts.size:
+                raise _Unfit("empty")
+            if not even_if_larger and on_disk <= status.st_blksize:
+                raise _Unfit("takes one block already")
             with Replacement(source, marks, facts.inode) as new:
-                with working(Urgency(Priority.BACKGROUND)):
-                    digest = _encode(source, new.fd, chooser, chunk_size, progress)
+                with _content(marks, source, facts) as (pread, is_sparse):
+                    if is_sparse:
+                        raise _Unfit("sparse")
+                    with working(Urgency(Priority.BACKGROUND)):
+                        digest = _encode(source, pread, new.fd, chooser, chunk_size, progress)
                 if model is not None and _uses_model(new, marks):
                     store.pin_model(model.id, model.path)
-                own = {FROZEN_MARK: frozen_mark(store.id, source.status.st_size)}
+                own = {FROZEN_MARK: frozen_mark(store.id, facts.size)}
                 new.describe(own if store.xattr_marks else {})
                 new.sync()
                 after = os.fstat(new.fd).st_blocks * 512
                 if after >= on_disk and not even_if_larger:
                     raise _Unfit("would not take fewer blocks")
                 _verify_frozen(marks, path, new, digest, primers or Primers(store))
-                _publish_alone(source, new)
+                _publish_alone(marks, source, facts, new)
         return Outcome(path, Action.FROZEN, status.st_size, on_disk, after)
     except _Unfit as unfit:
         reason = str(unfit)
@@ -119,12 +131,15 @@ def thaw(
     path: str,
     *,
     keep_bytes: int | None = None,
+    wait: bool = True,
     progress: Progress | None = None,
 ) -> Outcome:
-    """Make a frozen file a plain one again.
+    """Make a frozen file a plain one again, with what was written to it since.
 
     keep_bytes: cut it to this size on the way; 0 decodes nothing and works on damaged files too
-    raises: DamagedError, UnknownModelError, BusyError, OSError; then the file is unchanged
+    wait: for another who freezes or thaws it right now
+    raises: DamagedError, UnknownModelError, OSError; BusyError also if somebody has it open for
+    writing, or began to write while it was read; then the file is unchanged
     """
     store = marks.store
     status = os.stat(path, dir_fd=store.root_fd, follow_symlinks=False)
@@ -132,15 +147,16 @@ def thaw(
     if not stat.S_ISREG(status.st_mode):
         reason = "not a regular file"
         return Outcome(path, Action.SKIPPED, status.st_size, on_disk, on_disk, reason)
-    with Source(store, path, wait=True) as source:
-        facts = marks.facts_of_fd(source.fd)
+    with Source(store, path, wait=wait) as source:
+        facts = _facts_to_read(marks, source)
+        on_disk += facts.overlay_blocks * 512
         if keep_bytes != 0:
             marks.require_frozen_or_hot(facts, path)
         if facts.state is State.HOT:
             return Outcome(path, Action.SKIPPED, facts.size, on_disk, on_disk, "not frozen")
         size = facts.size if keep_bytes is None else min(keep_bytes, facts.size)
         with Replacement(source, marks, facts.inode) as new:
-            digest = _decode(marks, source, new.fd, size, progress)
+            digest = _decode(marks, source, facts, new.fd, size, progress)
             is_own_like = store.xattr_marks and looks_frozen(new.fd)
             new.describe({PLAIN_MARK: b"1"} if is_own_like else {})
             if keep_bytes is not None:
@@ -148,33 +164,70 @@ def thaw(
             new.sync()
             _verify_thawed(marks, path, new, digest)
             after = os.fstat(new.fd).st_blocks * 512
-            new.publish(None, source.has_moved)
+            with marks.overlays.commit():
+                new.publish(None, lambda: _was_written_to(marks, source, facts), facts.overlay)
     return Outcome(path, Action.THAWED, size, on_disk, after)
 
 
-def _check_kind(status: os.stat_result, even_if_larger: bool) -> None:
+def _check_kind(status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise _Unfit("not a regular file")
     if status.st_nlink > 1:
         raise _Unfit(f"has {status.st_nlink} hard links")
     if not status.st_size:
         raise _Unfit("empty")
-    if not even_if_larger and status.st_blocks * 512 <= status.st_blksize:
-        raise _Unfit("takes one block already")
 
 
-def _check_sparse(source: Source) -> None:
-    size = source.status.st_size
+def _is_sparse(source: Source) -> bool:
     try:
-        hole = os.lseek(source.fd, 0, os.SEEK_HOLE)
+        return os.lseek(source.fd, 0, os.SEEK_HOLE) < source.status.st_size
     except OSError:  # a filesystem that cannot tell keeps no holes
+        return False
+
+
+def _facts_to_read(marks: Marks, source: Source) -> Facts:
+    """The facts of the source, whose times tell from now on whether a patched one is written to."""
+    facts = marks.facts_of_fd(source.fd)
+    while facts.overlay is not None and (
+        abs(time.time_ns() - source.status.st_ctime_ns) < _CLOCK_TICK_S * 1e9
+    ):
+        # Written to again in this tick of its filesystem's clock it would show the same times.
+        time.sleep(_CLOCK_TICK_S)
+        source.status = os.fstat(source.fd)
+        facts = marks.facts_of_fd(source.fd)
+    return facts
+
+
+def _was_written_to(marks: Marks, source: Source, facts: Facts) -> bool:
+    """True if a frozen source is no longer what was read; under the commit lock it stays so."""
+    if source.has_moved() or has_writers(source.fd):
+        return True
+    if facts.overlay is None:
+        return marks.facts_of_fd(source.fd).overlay is not None
+    return source.has_changed()
+
+
+@contextlib.contextmanager
+def _content(marks: Marks, source: Source, facts: Facts) -> Iterator[tuple[Pread, bool]]:
+    """How the source is read as it is shown (so many bytes, from an offset); and if it has holes"""
+    if facts.state is State.HOT:
+        yield lambda size, offset: os.pread(source.fd, size, offset), _is_sparse(source)
         return
-    if hole < size:
-        raise _Unfit("sparse")
+    with open_frozen(source.fd, marks) as reader:
+        if facts.overlay is None:
+            yield reader.pread, False
+            return
+        with marks.overlays.open(facts.overlay, source.fd, reader.pread) as overlay:
+            yield overlay.pread, overlay.has_hole()
 
 
 def _encode(
-    source: Source, target: int, chooser: Chooser, chunk_size: int, progress: Progress | None
+    source: Source,
+    pread: Pread,
+    target: int,
+    chooser: Chooser,
+    chunk_size: int,
+    progress: Progress | None,
 ) -> bytes:
     """Write the frozen form; the digest of what was read."""
     hasher = blake3.blake3()
@@ -188,15 +241,15 @@ def _encode(
             progress=progress,
         ) as writer,
     ):
-        for block in _blocks(source.fd):
+        for block in _blocks(pread):
             hasher.update(block)
             writer.write(block)
     return hasher.digest()
 
 
-def _blocks(fd: int) -> Iterator[bytes]:
+def _blocks(pread: Pread) -> Iterator[bytes]:
     offset = 0
-    while block := os.pread(fd, _READ_BYTES, offset):
+    while block := pread(_READ_BYTES, offset):
         yield block
         offset += len(block)
 
@@ -222,14 +275,6 @@ def _read_back(new: Replacement, marks: Marks) -> Iterator[LmzReader]:
         os.close(fd)
     with reader:
         yield reader
-
-
-def _decoded(reader: LmzReader, size: int) -> Iterator[bytes]:
-    offset = 0
-    while offset < size:
-        block = reader.pread(min(_READ_BYTES, size - offset), offset)
-        yield block
-        offset += len(block)
 
 
 def _uses_model(new: Replacement, marks: Marks) -> bool:
@@ -262,7 +307,7 @@ def _verify_thawed(marks: Marks, path: str, new: Replacement, digest: bytes) -> 
     hasher = blake3.blake3()
     fd = new.reopen()
     try:
-        for block in _blocks(fd):
+        for block in _blocks(lambda size, offset: os.pread(fd, size, offset)):
             hasher.update(block)
     finally:
         os.close(fd)
@@ -282,44 +327,58 @@ def _compare(marks: Marks, path: str, got: bytes, expected: bytes) -> None:
 
 
 def _decode(
-    marks: Marks, source: Source, target: int, size: int, progress: Progress | None
+    marks: Marks, source: Source, facts: Facts, target: int, size: int, progress: Progress | None
 ) -> bytes:
-    """Write the first `size` decoded bytes; their digest."""
+    """Write the first `size` bytes as they are shown; their digest."""
     hasher = blake3.blake3()
     if not size:
         return hasher.digest()
-    with open_frozen(source.fd, marks) as reader, open(os.dup(target), "wb") as file:
-        for block in _decoded(reader, size):
+    with _content(marks, source, facts) as (pread, _), open(os.dup(target), "wb") as file:
+        for block in _blocks(lambda count, offset: pread(min(count, size - offset), offset)):
             hasher.update(block)
-            file.write(block)
+            if block.count(0) == len(block):
+                file.seek(len(block), os.SEEK_CUR)  # leaves a hole, as the file may have had
+            else:
+                file.write(block)
             if progress is not None:
                 progress(len(block))
-        whole = size == reader.size
+        file.truncate(size)
+    if size == facts.base_size and facts.overlay is None:
+        _compare_whole(marks, source, hasher.digest())
+    return hasher.digest()
+
+
+def _compare_whole(marks: Marks, source: Source, digest: bytes) -> None:
+    with open_frozen(source.fd, marks) as reader:
         expected = reader.members[0].content_hash
-    if whole and hasher.digest() != expected:
+    if digest != expected:
         raise DamagedError(
             "the whole is not what was frozen, though every chunk is",
             where=source.store.shown_path(source.path),
             expected=f"content {expected.hex()[:16]}",
-            got=hasher.hexdigest()[:16],
+            got=digest.hex()[:16],
             do="restore it from a backup",
         )
-    return hasher.digest()
 
 
-def _publish_alone(source: Source, new: Replacement) -> None:
+def _publish_alone(marks: Marks, source: Source, facts: Facts, new: Replacement) -> None:
     """Publish under a lease, so that nobody has the source open while it is replaced."""
     for attempt in range(_LEASE_ATTEMPTS):
-        try:
-            lease = Lease(source.fd)
-        except BlockingIOError:
+        if attempt:
             # A mount opens files for microseconds to see what they are: that is no use.
-            if attempt + 1 < _LEASE_ATTEMPTS:
-                time.sleep(_LEASE_PAUSE_S)
-            continue
-        with lease:
-            new.publish(lease, source.has_changed)
-        return
+            time.sleep(_LEASE_PAUSE_S)
+        with contextlib.ExitStack() as held:
+            moved = source.has_changed
+            if facts.state is not State.HOT:
+                # Before the lease: who holds the lock may be opening the file, and waits for it.
+                held.enter_context(marks.overlays.commit())
+                moved = functools.partial(_was_written_to, marks, source, facts)
+            try:
+                lease = held.enter_context(Lease(source.fd))
+            except BlockingIOError:
+                continue
+            new.publish(lease, moved, facts.overlay)
+            return
     raise BusyError(
         "file is in use",
         where=source.store.shown_path(source.path),

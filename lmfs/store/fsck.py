@@ -32,7 +32,7 @@ from .store import DIRECTORY
 from .walk import directories, join
 
 _KNOWN_FILES = {"store.json", "inodes", "paused"}
-_KNOWN_DIRECTORIES = {"models", "primers", "aside"}
+_KNOWN_DIRECTORIES = {"models", "primers", "overlays", "aside"}
 _TRIES = 5
 _PAUSE_S = 0.05
 _RECOVER = "restore it from a backup, or `lmfs repair` saves its whole chunks beside it"
@@ -50,6 +50,8 @@ class Kind(enum.Enum):
     MARKS = "marks"  # magic, trailer and xattr do not agree
     STRUCTURE = "structure"  # header, index, trailer, frame heads
     CONTENT = "content"  # chunks
+    OVERLAY = "overlay-damaged"  # what was written to a frozen file
+    OVERLAY_UNNAMED = "overlay-unnamed"
     UNREADABLE = "unreadable"
     HIDDEN = "hidden"  # a user's file under a name of the store's
     MARK_MISSING = "mark-missing"
@@ -58,7 +60,7 @@ class Kind(enum.Enum):
     @property
     def is_error(self) -> bool:
         """False for what harms nothing and needs nobody."""
-        return self not in (Kind.MARK_MISSING, Kind.LEFTOVER)
+        return self not in (Kind.MARK_MISSING, Kind.LEFTOVER, Kind.OVERLAY_UNNAMED)
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Check:
         self._report = report
         self._usable: dict[bytes, bool] = {}
         self._primers: dict[bytes, bool] = {}  # those looked for, and whether they are usable
+        self._named: set[str] = set()  # overlays
         self.hot_files = 0
         self.frozen: dict[str, int] = {}  # path to decoded bytes, in the order of the walk
 
@@ -112,6 +115,10 @@ class Check:
                 self._check_primer(name)
             else:
                 self._misplaced(f"{self._store.primers_path}/{name}", mode)
+        for name in self._marks.overlays.names():
+            if not self._marks.overlays.is_name(name):
+                path = self._marks.overlays.path(name)
+                self._find(Kind.STORE, path, "no overlay", "`lmfs repair` moves it aside")
 
     def _misplaced(self, path: str, mode: int) -> None:
         what = "a symlink" if stat.S_ISLNK(mode) else "nothing that lmfs made"
@@ -197,7 +204,7 @@ class Check:
             return []
         if facts.state is State.DAMAGED:
             return [Finding(Kind.MARKS, path, facts.problem or "they do not agree", _RECOVER)]
-        self.frozen[path] = facts.size
+        self.frozen[path] = facts.base_size
         with _inspection(fd) as found:
             problems = [*found.problems, *found.frames()]
             findings = [Finding(Kind.STRUCTURE, path, p.what, _RECOVER, p.offset) for p in problems]
@@ -212,10 +219,30 @@ class Check:
                 for shared_id in sorted(found.primers())
                 if not self._has_primer(shared_id)
             ]
+        if facts.overlay is not None:
+            findings += self._check_overlay(fd, path, facts.overlay)
         if self._store.xattr_marks and FROZEN_MARK not in os.listxattr(fd):
             do = "nothing; `lmfs repair` sets it again"
             findings.append(Finding(Kind.MARK_MISSING, path, f"no xattr {FROZEN_MARK}", do))
         return findings
+
+    def _check_overlay(self, fd: int, path: str, name: str) -> list[Finding]:
+        self._named.add(name)
+        try:
+            with self._marks.overlays.open(name, fd, lambda size, offset: b"") as overlay:
+                overlay.check()
+        except LmfsError as error:
+            do = error.do or "restore it from a backup"
+            return [Finding(Kind.OVERLAY, path, str(error), do)]
+        return []
+
+    def unnamed_overlays(self) -> None:
+        """Report overlays that no file names, after a look at every file of the store."""
+        for name in self._marks.overlays.names():
+            if name not in self._named and self._marks.overlays.is_name(name):
+                path = self._marks.overlays.path(name)
+                do = "nothing; the next mount removes it"
+                self._find(Kind.OVERLAY_UNNAMED, path, "an overlay that no file has", do)
 
     def _need(self, path: str, model: bytes) -> Finding | None:
         """What is wrong with the model that a file needs."""
@@ -251,7 +278,7 @@ class Check:
         """Decode one file that the first pass found frozen; every damaged chunk of it."""
 
         def look(fd: int, path: str) -> list[Finding]:
-            if self._marks.facts_of_fd(fd).state is not State.FROZEN:
+            if self._marks.facts_of_fd(fd).state not in (State.FROZEN, State.PATCHED):
                 return []  # thawed meanwhile, which decoded and compared it
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # the disk's bytes, not a copy
             with _inspection(fd) as found:

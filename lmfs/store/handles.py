@@ -4,9 +4,12 @@ Owns: handles, the readers that they share, and what happens to a handle when it
 or thawed. Imports the rest of the store and lower; knows no FUSE. Any thread may call it.
 
 A hot file's handle is a descriptor of the backing file and nothing else. A frozen file's handle
-is a reader, shared by all handles of the same inode. Freezing and thawing, by us or by another
-process, put a new inode under the name; so after every open, and at every read, an inode without
-a name (st_nlink == 0) means: look again under the name.
+is a reader, and an overlay once the file has one, shared by all handles of the same inode. The
+first write makes the overlay; until then a file that is open for writing stays as it is.
+
+Freezing and thawing, by us or by another process, put a new inode under the name; so after every
+open, and at every read, an inode without a name (st_nlink == 0) means: look again under the name.
+A frozen file is not replaced while anybody has it open for writing (`overlays`).
 """
 
 from __future__ import annotations
@@ -23,8 +26,18 @@ from collections.abc import Iterator
 from ..codecs.choose import Chooser
 from ..errors import BusyError, LmfsError
 from ..lmz import ChunkCache, LmzReader
-from .freeze import Action, freeze, open_frozen, thaw
-from .marks import PLAIN_MARK, Facts, Marks, State, gives_magic, looks_frozen
+from .freeze import freeze, open_frozen, thaw
+from .marks import (
+    FROZEN_MARK,
+    PLAIN_MARK,
+    Facts,
+    Marks,
+    State,
+    gives_magic,
+    looks_frozen,
+    patched_mark,
+)
+from .overlays import Overlay, begin_writing, end_writing, has_writers
 
 _log = logging.getLogger(__name__)
 
@@ -34,23 +47,31 @@ _DROPPED_FLAGS = os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_DIRECT | os.O_NOATI
 
 
 class _Handle:
-    """An open file. `reader` is set while it reads a frozen file; `inode` is the shown one."""
+    """An open file. `frozen` is set while its file is frozen; `inode` is the shown one."""
 
-    def __init__(self, fd: int, inode: int, *, writable: bool) -> None:
+    def __init__(self, fd: int, inode: int, flags: int) -> None:
         self.fd = fd
         self.inode = inode
-        self.writable = writable
-        self.reader: _SharedReader | None = None
+        self.writable = _writes(flags)
+        self.appends = bool(flags & os.O_APPEND)
+        self.frozen: _Frozen | None = None
         self.lock = threading.Lock()  # held while the handle is turned to another file
 
 
-class _SharedReader:
-    """One reader for all handles of one frozen inode."""
+class _Frozen:
+    """What all handles of one frozen inode share: a reader, and the overlay if there is one."""
 
     def __init__(self, key: tuple[int, int], reader: LmzReader) -> None:
         self.key = key
         self.reader = reader
+        self.overlay: Overlay | None = None
+        self.lock = threading.Lock()  # held while the overlay is looked for or made
         self.users = 0
+
+    def close(self) -> None:
+        if self.overlay is not None:
+            self.overlay.close()
+        self.reader.close()
 
 
 class Handles:
@@ -62,7 +83,7 @@ class Handles:
         self._cache = cache
         self._numbers = itertools.count(1)
         self._handles: dict[int, _Handle] = {}
-        self._readers: dict[tuple[int, int], _SharedReader] = {}
+        self._frozen: dict[tuple[int, int], _Frozen] = {}
         self._lock = threading.Lock()  # of the tables and the counts; never held during I/O
 
     def close(self) -> None:
@@ -72,13 +93,14 @@ class Handles:
     def statistics(self) -> dict[str, int]:
         """How many files are open now."""
         with self._lock:
-            return {"open_files": len(self._handles), "frozen_open": len(self._readers)}
+            return {"open_files": len(self._handles), "frozen_open": len(self._frozen)}
 
     def describe(self, number: int) -> dict[str, str] | None:
         """What a frozen file is coded with, in words; None if the handle reads no frozen file."""
-        with self._borrowed_reader(self._handle(number)) as reader:
-            if reader is None:
+        with self._borrowed(self._handle(number)) as frozen:
+            if frozen is None:
                 return None
+            reader = frozen.reader
             used = [
                 member.codings[coding]
                 for member in reader.members
@@ -97,49 +119,104 @@ class Handles:
     # ---------------------------------------------------------------------------- open, release
 
     def open(self, path: str, flags: int) -> int:
-        """A handle; opening a frozen file for writing thaws it. raises: OSError, LmfsError"""
-        if _writes(flags):
-            self.thaw(path, keep_bytes=0 if flags & os.O_TRUNC else None)
-        return self._register(self._open_handle(path, flags))
+        """A handle; a frozen file stays frozen until it is written to. raises: OSError, LmfsError
+
+        Cut to nothing it becomes a plain file, unless somebody writes to it.
+        """
+        if flags & os.O_TRUNC and self._thawed_empty(path):
+            return self._register(self._open_handle(path, flags))
+        handle = self._open_handle(path, flags)
+        number = self._register(handle)
+        if flags & os.O_TRUNC and handle.frozen is not None:
+            try:
+                self._cut(handle, 0)
+            except BaseException:
+                self.release(number)
+                raise
+        return number
 
     def create(self, path: str, flags: int, mode: int) -> int:
         """Make a file and open it. raises: FileExistsError and any OSError"""
-        flags = _backing_flags(flags) | os.O_CREAT | os.O_EXCL
-        fd = os.open(path, flags, mode, dir_fd=self._store.root_fd)
+        backing_flags = _backing_flags(flags) | os.O_CREAT | os.O_EXCL
+        fd = os.open(path, backing_flags, mode, dir_fd=self._store.root_fd)
         try:
             inode = self._marks.inodes.shown(os.fstat(fd).st_ino, None)
-            handle = _Handle(fd, inode, writable=True)
+            handle = _Handle(fd, inode, flags | os.O_RDWR)
         except BaseException:
             os.close(fd)
             raise
         return self._register(handle)
 
     def _open_handle(self, path: str, flags: int) -> _Handle:
-        writable = _writes(flags)
         for _ in range(_OPEN_TRIES):
-            fd = os.open(path, _backing_flags(flags), dir_fd=self._store.root_fd)
+            # O_TRUNC would cut a frozen file's stored form: only what is known to be hot is cut.
+            fd = os.open(path, _backing_flags(flags) & ~os.O_TRUNC, dir_fd=self._store.root_fd)
             try:
                 status = os.fstat(fd)
                 if status.st_nlink:
                     facts = self._facts(fd, status)
                     self._marks.require_frozen_or_hot(facts, path)
-                    handle = _Handle(fd, facts.inode, writable=writable)
+                    handle = _Handle(fd, facts.inode, flags)
                     if facts.state is State.HOT:
+                        if flags & os.O_TRUNC and stat.S_ISREG(status.st_mode):
+                            os.truncate(f"/proc/self/fd/{fd}", 0)
                         return handle
-                    if not writable:
-                        handle.reader = self._reader_of(fd, status)
+                    if not handle.writable:
+                        handle.frozen = self._frozen_of(fd, status)
                         return handle
             except BaseException:
                 os.close(fd)
                 raise
             os.close(fd)
-            if writable:  # frozen since we thawed it
-                self.thaw(path)
+            if status.st_nlink and _writes(flags):
+                to_write = self._open_to_patch(path, flags)
+                if to_write is not None:
+                    return to_write
         raise BusyError(
             "file is replaced again and again",
             where=self._store.shown_path(path),
             do="see what else works in this directory",
         )
+
+    def _open_to_patch(self, path: str, flags: int) -> _Handle | None:
+        """A handle that writes to a frozen file; None if it is none any longer."""
+        overlays = self._marks.overlays
+        if overlays.usable():
+            with overlays.commit():
+                handle = self._try_to_patch(path, flags)
+            if handle is not None:
+                return handle
+        self.thaw(path)
+        return None
+
+    def _try_to_patch(self, path: str, flags: int) -> _Handle | None:
+        """As `_open_to_patch`, under the commit lock; None also if the overlay is not ours."""
+        flags_to_open = _backing_flags(flags) & ~(os.O_ACCMODE | os.O_APPEND | os.O_TRUNC)
+        fd = os.open(path, flags_to_open | os.O_RDWR, dir_fd=self._store.root_fd)
+        handle: _Handle | None = None
+        try:
+            status = os.fstat(fd)
+            facts = self._facts(fd, status)
+            if facts.state in (State.FROZEN, State.PATCHED):
+                handle = _Handle(fd, facts.inode, flags)
+                handle.frozen = self._frozen_of(fd, status)
+                overlay = self._overlay(handle.frozen, fd)
+                if overlay is not None and overlay.owner != status.st_ino:
+                    # A restored or copied file: another may name the same overlay.
+                    self._give_back(handle.frozen)
+                    handle = None
+                else:
+                    if overlay is not None and not has_writers(fd):
+                        overlay.forget_unsynced()
+                    begin_writing(fd)
+        except BaseException:
+            if handle is not None:
+                self._give_back(handle.frozen)
+            os.close(fd)
+            raise
+        if handle is None:
+            os.close(fd)
+        return handle
 
     def _facts(self, fd: int, status: os.stat_result) -> Facts:
         if stat.S_ISREG(status.st_mode):
@@ -147,7 +224,7 @@ class Handles:
         return Facts(State.HOT, status.st_size, status.st_ino)
 
     def _register(self, handle: _Handle) -> int:
-        if handle.writable:
+        if handle.writable and handle.frozen is None:
             self._marks.begin_writing(handle.fd, handle.inode)
         with self._lock:
             number = next(self._numbers)
@@ -178,19 +255,42 @@ class Handles:
                         break
         return found
 
+    def facts(self, number: int) -> Facts:
+        """The facts of an open regular file; also if it, and its overlay, have no name any more."""
+        handle = self._handle(number)
+        with self._borrowed(handle) as frozen:
+            facts = self._marks.facts_to_show(handle.fd)
+            overlay = None if frozen is None else self._overlay(frozen, handle.fd)
+            if overlay is not None:
+                facts = facts._replace(
+                    state=State.PATCHED, size=overlay.size, overlay_blocks=overlay.blocks
+                )
+        return facts
+
     def release(self, number: int, path: str | None = None) -> None:
         """Close a handle; `path` lets a user's file that looks frozen be wrapped."""
         with self._lock:
             handle = self._handles.pop(number)
         with handle.lock:
-            self._drop_reader(handle)
             inode = os.fstat(handle.fd).st_ino
-            wrap = handle.writable and _must_wrap(handle.fd)
-            if handle.writable:
+            wrap = False
+            if handle.writable and handle.frozen is None:
+                wrap = _must_wrap(handle.fd)
                 self._marks.end_writing(handle.fd)
+            elif handle.frozen is not None and handle.writable:
+                self._end_patching(handle, handle.frozen)
+            self._drop_frozen(handle)
             os.close(handle.fd)
         if wrap and path is not None:
             self._wrap(path, inode)
+
+    def _end_patching(self, handle: _Handle, frozen: _Frozen) -> None:
+        if frozen.overlay is not None:
+            try:
+                frozen.overlay.settle()
+            except (OSError, LmfsError) as error:
+                _log.error("what was written last may be lost: %s", error)
+        end_writing(handle.fd)
 
     # ------------------------------------------------------------------------------------ bytes
 
@@ -199,63 +299,165 @@ class Handles:
         handle = self._handle(number)
         if not handle.writable and path is not None and not os.fstat(handle.fd).st_nlink:
             self._follow(handle, path)
-        with self._borrowed_reader(handle) as reader:
-            if reader is None:
+        with self._borrowed(handle) as frozen:
+            if frozen is None:
                 return os.pread(handle.fd, size, offset)
-            return reader.pread(size, offset)
+            overlay = self._overlay(frozen, handle.fd)
+            if overlay is None:
+                return frozen.reader.pread(size, offset)
+            return overlay.pread(size, offset)
 
     def write(self, number: int, data: bytes, offset: int) -> int:
         handle = self._handle(number)
+        with self._borrowed(handle) as frozen:
+            if frozen is not None:
+                overlay = self._overlay_to_write(frozen, handle)
+                count = overlay.write(data, offset, append=handle.appends)
+                os.utime(handle.fd)
+                return count
         if gives_magic(data, offset) and self._store.xattr_marks:
             # Said before the bytes can say otherwise, so that a crash between leaves it said.
             os.setxattr(handle.fd, PLAIN_MARK, b"1")
         return os.pwrite(handle.fd, data, offset)
 
     def seek(self, number: int, offset: int, whence: int) -> int:
-        """Where data (SEEK_DATA) or a hole (SEEK_HOLE) begins, from `offset` on."""
+        """Where data (SEEK_DATA) or a hole (SEEK_HOLE) begins, from `offset` on.
+
+        A frozen file shows no holes, whatever was written to it since.
+        """
         handle = self._handle(number)
-        with self._borrowed_reader(handle) as reader:
-            if reader is None:
+        with self._borrowed(handle) as frozen:
+            if frozen is None:
                 return os.lseek(handle.fd, offset, whence)
-            if not 0 <= offset < reader.size:
+            overlay = self._overlay(frozen, handle.fd)
+            size = frozen.reader.size if overlay is None else overlay.size
+            if not 0 <= offset < size:
                 raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
-            return offset if whence == os.SEEK_DATA else reader.size
+            return offset if whence == os.SEEK_DATA else size
+
+    def allocate(self, number: int, offset: int, size: int) -> None:
+        """As fallocate(2) without flags."""
+        handle = self._handle(number)
+        with self._borrowed(handle) as frozen:
+            if frozen is None:
+                os.posix_fallocate(handle.fd, offset, size)
+                return
+            self._overlay_to_write(frozen, handle).allocate(offset, size)
+            os.utime(handle.fd)
 
     def truncate(self, path: str, size: int, number: int | None = None) -> None:
-        """Cut or extend; of a frozen file only what remains is decoded."""
+        """Cut or extend; nothing of a frozen file is decoded."""
         if number is not None and self._handle(number).writable:
-            os.ftruncate(self._handle(number).fd, size)
+            self._cut(self._handle(number), size)
             return
-        if self.thaw(path, keep_bytes=size) == size:
+        if not size and self._thawed_empty(path):
             return
-        handle = self._open_handle(path, os.O_WRONLY)
+        number = self._register(self._open_handle(path, os.O_WRONLY))
         try:
-            os.ftruncate(handle.fd, size)
+            self._cut(self._handle(number), size)
         finally:
-            with contextlib.suppress(OSError):  # it is cut, whatever comes of this
-                os.close(handle.fd)
+            self.release(number)
+
+    def _cut(self, handle: _Handle, size: int) -> None:
+        with self._borrowed(handle) as frozen:
+            if frozen is None:
+                os.ftruncate(handle.fd, size)
+                return
+            self._overlay_to_write(frozen, handle).truncate(size)
+            os.utime(handle.fd)
+
+    def _thawed_empty(self, path: str) -> bool:
+        """Make an empty file of a frozen or damaged one; False if it is hot, or in use."""
+        try:
+            return self.thaw(path, keep_bytes=0)
+        except BusyError:
+            return False
+
+    def flush(self, number: int) -> None:
+        """What close(2) is to report."""
+        handle = self._handle(number)
+        with self._borrowed(handle) as frozen:
+            if frozen is not None and frozen.overlay is not None and handle.writable:
+                frozen.overlay.settle()
+        # Closing a duplicate reports what the backing filesystem reports at close (quota, NFS).
+        os.close(os.dup(handle.fd))
+
+    def sync(self, number: int, *, data_only: bool) -> None:
+        """fsync(2) or fdatasync(2)."""
+        handle = self._handle(number)
+        with self._borrowed(handle) as frozen:
+            if frozen is not None and frozen.overlay is not None:
+                frozen.overlay.sync()
+                data_only = False  # the mark that names the overlay counts as data
+        (os.fdatasync if data_only else os.fsync)(handle.fd)
+
+    def keep_overlay(self, fd: int) -> None:
+        """Have the handles of a file that loses its name know its overlay, while that has one."""
+        status = os.fstat(fd)
+        with self._lock:
+            frozen = self._frozen.get((status.st_dev, status.st_ino))
+            if frozen is None:
+                return
+            frozen.users += 1
+        try:
+            self._overlay(frozen, fd)
+        finally:
+            self._give_back(frozen)
+
+    def _overlay(self, frozen: _Frozen, fd: int) -> Overlay | None:
+        """The overlay of the frozen file open as `fd`, which another process may have made."""
+        if frozen.overlay is not None:
+            return frozen.overlay
+        facts = self._marks.facts_to_show(fd)
+        if facts.overlay is None:
+            return None
+        with frozen.lock:
+            if frozen.overlay is None:
+                frozen.overlay = self._marks.overlays.open(facts.overlay, fd, frozen.reader.pread)
+            return frozen.overlay
+
+    def _overlay_to_write(self, frozen: _Frozen, handle: _Handle) -> Overlay:
+        overlay = self._overlay(frozen, handle.fd)
+        if overlay is not None:
+            return overlay
+        overlays, fd = self._marks.overlays, handle.fd
+
+        def mark(overlay_id: bytes) -> None:
+            os.setxattr(fd, FROZEN_MARK, patched_mark(overlay_id, frozen.reader.size))
+
+        with overlays.commit():
+            overlay = self._overlay(frozen, fd)  # made meanwhile
+            if overlay is not None:
+                return overlay
+            name = overlays.create(fd, frozen.reader.size, mark)
+            with frozen.lock:
+                if frozen.overlay is None:
+                    frozen.overlay = overlays.open(name, fd, frozen.reader.pread)
+                return frozen.overlay
 
     # --------------------------------------------------------------------------- frozen and hot
 
-    def thaw(self, path: str, keep_bytes: int | None = None) -> int | None:
+    def thaw(self, path: str, keep_bytes: int | None = None) -> bool:
         """Make a frozen file plain, and turn the handles that read it to the plain one.
 
-        returns: its size in bytes now; None if it was not frozen
+        keep_bytes: 0 to make an empty file of it
+        returns: False if it is hot already
+        raises: BusyError if somebody has it open for writing, OSError, LmfsError
         """
         status = os.stat(path, dir_fd=self._store.root_fd, follow_symlinks=False)
         if not stat.S_ISREG(status.st_mode):
-            return None
+            return False
         if self._marks.facts_of_path(path, status).state is State.HOT:
-            return None
-        outcome = thaw(self._marks, path, keep_bytes=keep_bytes)
+            return False
+        thaw(self._marks, path, keep_bytes=keep_bytes, wait=keep_bytes is None)
         with self._lock:
-            readers = [handle for handle in self._handles.values() if handle.reader is not None]
+            readers = [handle for handle in self._handles.values() if handle.frozen is not None]
         for handle in readers:
             # A handle that is closed meanwhile has no descriptor to ask.
             with contextlib.suppress(OSError):
                 if os.fstat(handle.fd).st_ino == status.st_ino:
                     self._follow(handle, path, certain=True)
-        return outcome.size_bytes if outcome.action is Action.THAWED else None
+        return True
 
     def _follow(self, handle: _Handle, path: str, *, certain: bool = False) -> None:
         """Turn a handle for reading to what replaced its file, if that is the same file."""
@@ -268,55 +470,55 @@ class Handles:
                 # The descriptor's number stays, so that a read in another thread stays valid.
                 os.dup2(successor.fd, handle.fd, inheritable=False)
                 with self._lock:
-                    old, handle.reader = handle.reader, successor.reader
+                    old, handle.frozen = handle.frozen, successor.frozen
                 self._give_back(old)
             else:
-                self._drop_reader(successor)
+                self._drop_frozen(successor)
         os.close(successor.fd)
 
-    def _reader_of(self, fd: int, status: os.stat_result) -> _SharedReader:
+    def _frozen_of(self, fd: int, status: os.stat_result) -> _Frozen:
         key = (status.st_dev, status.st_ino)
         with self._lock:
-            shared = self._readers.get(key)
-            if shared is not None:
-                shared.users += 1
-                return shared
+            frozen = self._frozen.get(key)
+            if frozen is not None:
+                frozen.users += 1
+                return frozen
         # Opened without the lock, for it reads the index; the loser of a race is closed again.
         reader = open_frozen(fd, self._marks, cache=self._cache)
         with self._lock:
-            shared = self._readers.setdefault(key, _SharedReader(key, reader))
-            shared.users += 1
-        if shared.reader is not reader:
+            frozen = self._frozen.setdefault(key, _Frozen(key, reader))
+            frozen.users += 1
+        if frozen.reader is not reader:
             reader.close()
-        return shared
+        return frozen
 
     @contextlib.contextmanager
-    def _borrowed_reader(self, handle: _Handle) -> Iterator[LmzReader | None]:
-        """The handle's reader, which nobody closes meanwhile."""
+    def _borrowed(self, handle: _Handle) -> Iterator[_Frozen | None]:
+        """What the handle of a frozen file shares, and nobody closes meanwhile."""
         with self._lock:
-            shared = handle.reader
-            if shared is not None:
-                shared.users += 1
+            frozen = handle.frozen
+            if frozen is not None:
+                frozen.users += 1
         try:
-            yield None if shared is None else shared.reader
+            yield frozen
         finally:
-            self._give_back(shared)
+            self._give_back(frozen)
 
-    def _give_back(self, shared: _SharedReader | None) -> None:
-        if shared is None:
+    def _give_back(self, frozen: _Frozen | None) -> None:
+        if frozen is None:
             return
         with self._lock:
-            shared.users -= 1
-            if shared.users:
+            frozen.users -= 1
+            if frozen.users:
                 return
-            if self._readers.get(shared.key) is shared:
-                del self._readers[shared.key]
-        shared.reader.close()
+            if self._frozen.get(frozen.key) is frozen:
+                del self._frozen[frozen.key]
+        frozen.close()
 
-    def _drop_reader(self, handle: _Handle) -> None:
+    def _drop_frozen(self, handle: _Handle) -> None:
         with self._lock:
-            shared, handle.reader = handle.reader, None
-        self._give_back(shared)
+            frozen, handle.frozen = handle.frozen, None
+        self._give_back(frozen)
 
     def _wrap(self, path: str, inode: int) -> None:
         """Freeze a user's file that looks like one of ours; left plain if somebody has it open."""

@@ -1,7 +1,7 @@
-"""Marks: how a regular file of a store is told to be hot, frozen or damaged.
+"""Marks: how a regular file of a store is told to be hot, frozen, patched or damaged.
 
 Owns: the xattrs `user.lmfs.frozen` and `user.lmfs.plain`, and the rules below. Imports
-lmfs.container and lower. Any thread may call it.
+`overlays`, lmfs.container and lower. Any thread may call it.
 
 A frozen file carries three marks: the magic of a frozen container at its beginning; a checked
 trailer at its end that names its store and fits its length; and the xattr FROZEN_MARK (half of
@@ -15,6 +15,12 @@ block). No single damage, and no lost xattrs, makes a frozen file look hot:
     anything            absent, and PLAIN_MARK   hot: a user's own file that looks like one of ours
 
 The decoded size comes from the trailer, that is from inside the container.
+
+A FROZEN_MARK that begins with something else than the store's id agrees as well: the file is
+patched, and this is the id of its overlay (`overlays`), which must be there, or the file is
+damaged. A lmfs that knows no overlays takes it for damaged, and so does this one a frozen file
+that has no FROZEN_MARK while there is an overlay made for it: it was patched, and was restored
+without its xattrs.
 """
 
 from __future__ import annotations
@@ -33,6 +39,7 @@ from typing import NamedTuple
 from ..container import MAGIC_BYTES, MAX_TRAILER_BYTES, Kind, Trailer, parse_trailer, sniff
 from ..errors import DamagedError
 from .inodes import KEPT_MARK, KeptInodes
+from .overlays import Overlays, data_start, identity
 from .store import Store
 
 FROZEN_MARK = "user.lmfs.frozen"
@@ -50,16 +57,24 @@ class State(enum.Enum):
 
     HOT = "hot"
     FROZEN = "frozen"
+    PATCHED = "patched"  # frozen, and written to since
     DAMAGED = "damaged"
 
 
 class Facts(NamedTuple):
-    """What the marks say: `size` in bytes as a reader sees it, `inode` as the mount shows it."""
+    """What the marks say: `size` in bytes as a reader sees it, `inode` as the mount shows it.
+
+    overlay: the name of a patched file's overlay, and `overlay_blocks` what that takes on the
+    disk, in units of 512 bytes; `base_size` is what the frozen file itself decodes to
+    """
 
     state: State
     size: int
     inode: int
     problem: str | None = None
+    overlay: str | None = None
+    overlay_blocks: int = 0
+    base_size: int = 0
 
 
 class Marks:
@@ -68,6 +83,7 @@ class Marks:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.inodes = KeptInodes(store.root_fd)
+        self.overlays = Overlays(store)
         self._lock = threading.Lock()
         # (device, real inode) -> what the file was like then, and its facts; one a file, for a
         # file that is written to again and again is like another one each time
@@ -119,7 +135,7 @@ class Marks:
                 self._facts[key[:2]] = key, facts
                 if len(self._facts) > _CACHED_FILES:
                     self._facts.popitem(last=False)
-        return facts
+        return self._with_overlay(facts)
 
     def forget(self) -> None:
         """Read marks anew from now on."""
@@ -148,10 +164,22 @@ class Marks:
             if written is not None:
                 return Facts(State.HOT, status.st_size, written[0])
             known, facts = self._facts.get(key[:2], (None, None))
-            if known != key:
+            if known != key or facts is None:
                 return None
             self._facts.move_to_end(key[:2])
+        return self._with_overlay(facts)
+
+    def _with_overlay(self, facts: Facts) -> Facts:
+        """A patched file's facts with what its overlay says at this moment."""
+        if facts.overlay is None:
             return facts
+        try:
+            status = self.overlays.stat(facts.overlay)
+        except FileNotFoundError:
+            problem = f"no overlay {self.overlays.path(facts.overlay)}"
+            return facts._replace(state=State.DAMAGED, problem=problem)
+        size = max(0, status.st_size - data_start(facts.base_size))
+        return facts._replace(size=size, overlay_blocks=status.st_blocks)
 
     def _read(self, fd: int, status: os.stat_result) -> Facts:
         names = _xattr_names(fd)
@@ -164,13 +192,36 @@ class Marks:
             return hot
         problem = _contradiction(self.store.id, magic, trailer, frozen)
         if trailer is not None and problem is None:
-            return Facts(State.FROZEN, trailer.size, inode)
+            overlay, problem = self._find_overlay(fd, status, frozen)
+            if problem is None:
+                state = State.FROZEN if overlay is None else State.PATCHED
+                return Facts(state, trailer.size, inode, None, overlay, 0, trailer.size)
         size = status.st_size
         if trailer is not None:
             size = trailer.size
         elif frozen is not None and len(frozen) == _VALUE.size:
             size = min(_VALUE.unpack(frozen)[1], (1 << 63) - 1)
         return Facts(State.DAMAGED, size, inode, problem)
+
+    def _find_overlay(
+        self, fd: int, status: os.stat_result, frozen: bytes | None
+    ) -> tuple[str | None, str | None]:
+        """The overlay that a frozen file's xattr names, or what is wrong with that."""
+        overlay_id = patched_by(self.store.id, frozen)
+        if overlay_id is not None:
+            return self.overlays.name(overlay_id, identity(fd, status.st_size)), None
+        if frozen is None and self.store.xattr_marks:
+            for lost in self.overlays.of_base(identity(fd, status.st_size)):
+                return None, f"no xattr, but an overlay {self.overlays.path(lost)}"
+        return None, None
+
+    def is_patched(self, path: str) -> bool:
+        """True if what is under a name has the xattr of a patched file; a call, and no more."""
+        try:
+            mark = os.getxattr(self.store.real_path(path), FROZEN_MARK, follow_symlinks=False)
+        except OSError:
+            return False
+        return patched_by(self.store.id, mark) is not None
 
     def require_frozen_or_hot(self, facts: Facts, path: str) -> None:
         """raises: DamagedError for a damaged file, with what its marks say"""
@@ -187,6 +238,21 @@ class Marks:
 def frozen_mark(store_id: bytes, size: int) -> bytes:
     """The value of FROZEN_MARK for a file of `size` decoded bytes."""
     return _VALUE.pack(store_id[:8], size)
+
+
+def patched_mark(overlay_id: bytes, size: int) -> bytes:
+    """The value of FROZEN_MARK for a file of `size` decoded bytes that has an overlay.
+
+    As long as the other, so that it needs no block that a full disk does not have.
+    """
+    return _VALUE.pack(overlay_id, size)
+
+
+def patched_by(store_id: bytes, frozen: bytes | None) -> bytes | None:
+    """The id of the overlay that a FROZEN_MARK names, if it names one."""
+    if frozen is None or len(frozen) != _VALUE.size or frozen[:8] == store_id[:8]:
+        return None
+    return frozen[:8]
 
 
 @contextlib.contextmanager
@@ -239,7 +305,9 @@ def _contradiction(
         return f"store {other}, not {store_id.hex()}"
     if not magic:
         return "no magic at the beginning"
-    if frozen is not None and frozen != frozen_mark(store_id, trailer.size):
+    if frozen is not None and (
+        len(frozen) != _VALUE.size or _VALUE.unpack(frozen)[1] != trailer.size
+    ):
         return "an xattr of another file"
     return None
 

@@ -14,7 +14,7 @@ The protocol (FILESYSTEM.md, "Durability"), each step named as `reached` is told
     checked     the source is what it was when it was read, and still under its name
     swapped     the two names changed places (where the filesystem can; else renamed over)
     durable     fsync of the directory
-    removed     the source is gone
+    removed     the source is gone, and before it the overlay that it may have had
 
 Swapping instead of renaming over tells us *afterwards* what stood under the name: a file that
 somebody put there in the last microsecond is swapped back and nothing is lost.
@@ -140,11 +140,14 @@ class Replacement:
         """A second descriptor, for reading back; the caller closes it."""
         return os.open(self._temporary, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._directory)
 
-    def publish(self, lease: Lease | None, moved: Callable[[], bool]) -> None:
+    def publish(
+        self, lease: Lease | None, moved: Callable[[], bool], overlay: str | None = None
+    ) -> None:
         """Take the source's name; the temporary must be synced and verified.
 
         lease: taken on the source, if nobody else may have it open
         moved: tells whether the source is no longer what was read
+        overlay: the source's, to be removed with it; a frozen source needs the commit lock
         raises: BusyError if the source moved or somebody wants it; OSError. Then nothing changed,
         unless it was the fsync of the directory that failed: then nobody knows.
         """
@@ -168,8 +171,11 @@ class Replacement:
         self._catch_up()
         os.fsync(self._directory)
         reached("durable")
-        if displaced:
+        if overlay is not None:
             with contextlib.suppress(OSError):  # then the next sweep does it
+                self._marks.overlays.drop(overlay, source.status.st_ino)
+        if displaced:
+            with contextlib.suppress(OSError):
                 os.unlink(self._temporary, dir_fd=self._directory)
         reached("removed")
 
@@ -319,6 +325,14 @@ def _create_temporary(marks: Marks, shown_inode: int, directory: int) -> tuple[s
         return name, fd
 
 
+def drop_overlay(marks: Marks, fd: int) -> None:
+    """Remove the overlay of an open file, in whatever way it is open, that is gone or to go."""
+    overlay = marks.facts_of_fd(fd).overlay
+    if overlay is not None:
+        with marks.overlays.commit():
+            marks.overlays.drop(overlay, os.fstat(fd).st_ino)
+
+
 def sweep(marks: Marks, directory: str) -> list[str]:
     """Remove what crashes left in a directory (not below it); the names removed.
 
@@ -352,6 +366,7 @@ def _remove_leftover(marks: Marks, directory: int, name: str, number: int) -> bo
             # Between the journal's entry and the swap the source has no mark of its own.
             if number not in (shown, os.fstat(leftover).st_ino):
                 return False
+            drop_overlay(marks, leftover)
         os.unlink(name, dir_fd=directory)
     except OSError:  # locked by who writes it
         return False

@@ -17,7 +17,7 @@ from ..errors import LmfsError
 from ..lmz.recovery import Saved, save_whole
 from ..models import registry
 from .fsck import Finding, Kind
-from .marks import FROZEN_MARK, Marks, State, frozen_mark
+from .marks import FROZEN_MARK, Marks, State, frozen_mark, patched_by
 from .publish import open_quietly
 from .store import DIRECTORY
 from .system import RENAME_NOREPLACE, own_directory, rename
@@ -25,6 +25,24 @@ from .system import RENAME_NOREPLACE, own_directory, rename
 ASIDE = "aside"
 RECOVERED = ".recovered"
 MAP = ".recovered.json"
+
+
+def lay_over(marks: Marks, fd: int, target: int) -> bool:
+    """Write what was written to a patched file over what was saved of the frozen one.
+
+    fd, target: the patched file, and the file that holds what was saved, at its offsets
+    returns: False if there is no overlay. raises: DamagedError, OSError
+    """
+    overlay_id = None
+    with contextlib.suppress(OSError):
+        overlay_id = patched_by(marks.store.id, os.getxattr(fd, FROZEN_MARK))
+    names = [] if overlay_id is None else marks.overlays.of_id(overlay_id)
+    for name in names:
+        with marks.overlays.open(name, fd, lambda size, offset: b"") as overlay:
+            os.ftruncate(target, overlay.size)
+            for offset, data in overlay.own_pieces():
+                os.pwrite(target, data, offset)
+    return bool(names)
 
 
 class Repair:
@@ -125,6 +143,7 @@ class Repair:
                     open(target, "wb", closefd=False) as file,
                 ):
                     saved = save_whole(damaged, file, model_search=self._store.search)
+                lay_over(self._marks, source, target)
                 os.fchown(target, status.st_uid, status.st_gid)
                 os.fchmod(target, status.st_mode & 0o777)
             except BaseException:

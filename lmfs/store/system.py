@@ -1,4 +1,4 @@
-"""System calls that the store needs and Python does not wrap: renameat2, leases, short fallbacks.
+"""System calls that the store needs and Python does not wrap: renameat2, leases, OFD locks.
 
 Owns: the ctypes binding and the meaning of its flags, and how a store's own files are opened.
 Imports nothing of lmfs. Any thread may call it. Everything raises OSError.
@@ -13,12 +13,14 @@ import fcntl
 import os
 import signal
 import stat
+import struct
 from collections.abc import Iterator
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 
 _F_SETSIG = 10
+_LOCK = struct.Struct("hhqqi4x")  # struct flock where off_t has 64 bits
 _UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -94,6 +96,23 @@ def open_own(root_fd: int, *names: str, flags: int = os.O_RDONLY, mode: int = 0o
         os.close(fd)
         raise OSError(errno.ENOTSUP, "not a regular file", "/".join(names))
     return fd
+
+
+def lock_byte(fd: int, kind: int, byte: int, *, wait: bool = False) -> None:
+    """Lock one byte of an open file, for its open file description; other flocks do not matter.
+
+    kind: fcntl.F_RDLCK (fd must be open for reading), F_WRLCK (for writing) or F_UNLCK
+    raises: BlockingIOError if another description has it and we are not to wait, OSError
+    """
+    command = fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK
+    fcntl.fcntl(fd, command, _LOCK.pack(kind, os.SEEK_SET, byte, 1, 0))
+
+
+def is_byte_locked(fd: int, byte: int) -> bool:
+    """True if another open file description has a lock of any kind on this byte of the file."""
+    asked = _LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked)
+    return int(_LOCK.unpack(answer)[0]) != fcntl.F_UNLCK
 
 
 class Lease:

@@ -1,4 +1,4 @@
-"""Walking a store's tree: its regular files, and what crashes left between them.
+"""Walking a store's tree: its regular files, and what crashes left between them and in `.lmfs/`.
 
 Owns: which directories are entered. Imports the store and lower. Any thread may call it.
 """
@@ -6,13 +6,17 @@ Owns: which directories are entered. Imports the store and lower. Any thread may
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 
-from .marks import Marks
+from .marks import FROZEN_MARK, Marks, patched_by
 from .publish import sweep
 from .store import DIRECTORY, Store
+
+_CLOCK_TICK_NS = 20_000_000
 
 
 def directories(
@@ -57,13 +61,75 @@ def regular_files(store: Store, path: str = ".") -> Iterator[tuple[str, os.stat_
 
 
 def sweep_tree(marks: Marks, path: str = ".") -> list[str]:
-    """Remove what crashes left below a directory, and in `.lmfs/`; the paths removed."""
+    """Remove what crashes left below a directory, and in `.lmfs/`; the paths removed.
+
+    Overlays that no file names are removed only if the directory is the root.
+    """
     store = marks.store
     removed = []
     for directory, _ in directories(store, path):
         with contextlib.suppress(OSError):
             removed += [join(directory, name) for name in sweep(marks, directory)]
-    return removed + store.sweep_own()
+    removed += store.sweep_own()
+    if path == ".":
+        removed += sweep_overlays(marks)
+    return removed
+
+
+def sweep_overlays(marks: Marks) -> list[str]:
+    """Remove the overlays that no file names; the paths removed.
+
+    A file that is renamed while the tree is walked may be missed, and its overlay must not be
+    lost: nothing is removed unless every directory can be read and none changes meanwhile.
+    """
+    overlays = marks.overlays
+    with overlays.commit():  # else one could be there that is not named yet
+        candidates = overlays.names()
+    if not candidates:
+        return []
+    before = _directory_times(marks.store)
+    if before is None:
+        return []
+    named = set()
+    try:
+        for name, _ in regular_files(marks.store):
+            overlay_id = _overlay_id(marks.store, name)
+            if overlay_id is not None:
+                named.add(overlay_id.hex())
+    except OSError:
+        return []
+    removed = []
+    with overlays.commit():
+        if _directory_times(marks.store) == before:
+            for name in candidates:
+                if name.split("-")[0] not in named and overlays.is_name(name):
+                    overlays.remove(name)
+                    removed.append(overlays.path(name))
+    return removed
+
+
+def _overlay_id(store: Store, path: str) -> bytes | None:
+    """The overlay that a file's mark names. raises: OSError if that cannot be told"""
+    try:
+        mark = os.getxattr(store.real_path(path), FROZEN_MARK, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.ENOENT, errno.ENOTSUP):
+            return None
+        raise
+    return patched_by(store.id, mark)
+
+
+def _directory_times(store: Store) -> dict[str, int] | None:
+    """When each directory last changed; None if one may have, by its clock, just now."""
+    failed = []
+    times = {}
+    for path, _ in directories(store, unreadable=lambda path, error: failed.append(path)):
+        try:
+            times[path] = os.stat(path, dir_fd=store.root_fd, follow_symlinks=False).st_ctime_ns
+        except OSError:
+            return None
+    latest = max(times.values(), default=0)
+    return None if failed or abs(time.time_ns() - latest) < _CLOCK_TICK_NS else times
 
 
 def join(directory: str, name: str) -> str:
