@@ -38,7 +38,7 @@ _NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
 
 _R = TypeVar("_R")
 _DEFAULT_ACL = "system.posix_acl_default"
-_LEAVING_S = 0.1  # a name that is not replaced by then is removed
+_LEAVING_S = 0.25  # a name that is not replaced by then is removed
 
 
 class Attributes(NamedTuple):
