@@ -22,6 +22,7 @@ COMMANDS = (
     "repair",
     "recover",
     "ctl",
+    "learn",
     "model",
 )
 

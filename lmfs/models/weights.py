@@ -1,4 +1,4 @@
-"""The arrays of a package's `weights.onnx`, read without the onnx package.
+"""The arrays of a package's `weights.onnx`, read and replaced without the onnx package.
 
 Owns: as much of protobuf and of ONNX's ModelProto as a file of initializers needs. Whatever
 else stands in such a file is refused: it would be hashed into the model id and not be used.
@@ -7,7 +7,7 @@ Functions are pure; arrays are views of the bytes where their alignment allows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,16 +26,51 @@ _MAX_DIMENSION = 1 << 31
 def read_weights(data: bytes) -> dict[str, NDArray[Any]]:
     """Every initializer by its name, int8 or float32; raises ModelError."""
     tensors: dict[str, NDArray[Any]] = {}
-    for graph in _messages(memoryview(data), _MODEL_GRAPH):
-        for message in _messages(graph, _GRAPH_INITIALIZER):
-            name, array = _tensor(message)
-            if name in tensors:
-                raise ModelError("two tensors of one name", where=name)
-            tensors[name] = array
+    for name, raw, dtype, shape in _tensors(memoryview(data)):
+        array = np.frombuffer(raw, dtype).reshape(shape)
+        tensors[name] = array if array.flags.aligned else array.copy()
     return tensors
 
 
-def _tensor(message: memoryview) -> tuple[str, NDArray[Any]]:
+def replace_weights(data: bytes, new: Mapping[str, NDArray[Any]]) -> bytes:
+    """The same file with other numbers in some tensors; all else, to the byte, as it was.
+
+    raises: ModelError where a tensor is not there, or is of another type or shape
+    """
+    copy = bytearray(data)
+    left = dict(new)
+    for name, raw, dtype, shape in _tensors(memoryview(copy)):
+        array = left.pop(name, None)
+        if array is None:
+            continue
+        if array.dtype != dtype or list(array.shape) != shape:
+            raise ModelError(
+                "tensor",
+                where=name,
+                expected=f"{dtype} {shape}",
+                got=f"{array.dtype} {array.shape}",
+            )
+        raw[:] = array.tobytes()
+    if left:
+        raise ModelError("no such tensor", got=", ".join(sorted(left)))
+    return bytes(copy)
+
+
+def _tensors(
+    data: memoryview,
+) -> Iterator[tuple[str, memoryview, np.dtype[Any], list[int]]]:
+    """Name, raw bytes, type and shape of each."""
+    names = set()
+    for graph in _messages(data, _MODEL_GRAPH):
+        for message in _messages(graph, _GRAPH_INITIALIZER):
+            tensor = _tensor(message)
+            if tensor[0] in names:
+                raise ModelError("two tensors of one name", where=tensor[0])
+            names.add(tensor[0])
+            yield tensor
+
+
+def _tensor(message: memoryview) -> tuple[str, memoryview, np.dtype[Any], list[int]]:
     shape: list[int] = []
     kind, name, raw = 0, "", None
     for field, value in _fields(message):
@@ -57,8 +92,7 @@ def _tensor(message: memoryview) -> tuple[str, NDArray[Any]]:
         size *= min(length, _MAX_DIMENSION)
     if size != len(raw):
         raise ModelError("tensor", where=name, expected=f"{size} bytes", got=len(raw))
-    array = np.frombuffer(raw, dtype).reshape(shape)
-    return name, array if array.flags.aligned else array.copy()
+    return name, raw, dtype, shape
 
 
 def _messages(message: memoryview, wanted: int) -> Iterator[memoryview]:

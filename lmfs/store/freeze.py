@@ -22,6 +22,7 @@ from ..codecs.threads import Priority, Urgency, working
 from ..container import DEFAULT_CHUNK_SIZE
 from ..errors import BusyError, DamagedError, LmfsError, VerifyError
 from ..lmz import ChunkCache, LmzReader, LmzWriter
+from .freezing import pin
 from .marks import FROZEN_MARK, PLAIN_MARK, Marks, State, frozen_mark, looks_frozen
 from .primers import Primers
 from .publish import Replacement, Source, reached
@@ -97,7 +98,7 @@ def freeze(
                 with working(Urgency(Priority.BACKGROUND)):
                     digest = _encode(source, new.fd, chooser, chunk_size, progress)
                 if model is not None and _uses_model(new, marks):
-                    store.pin_model(model.id, model.path)
+                    pin(store, model)
                 own = {FROZEN_MARK: frozen_mark(store.id, source.status.st_size)}
                 new.describe(own if store.xattr_marks else {})
                 new.sync()

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from ..errors import DamagedError, FormatError, StoreError, VersionError
 
@@ -77,6 +77,30 @@ class Store:
         except BaseException:
             os.close(fd)
             raise
+
+    def configure(self, key: str, value: Any) -> None:
+        """Set a value of `config`, durably; None removes the key. raises: DamagedError, OSError
+
+        Stores that others have open keep what they read when they opened.
+        """
+        directory = os.open(DIRECTORY, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self.root_fd)
+        temporary = f"{_DESCRIPTION}.{secrets.token_hex(4)}.tmp"
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX)  # one reads and replaces at a time
+            description = _read_description(self.root_fd, self.path)
+            config = {**description.get("config", {}), key: value}
+            description["config"] = {k: v for k, v in config.items() if v is not None}
+            with open(_create(temporary, directory), "w", encoding="utf-8") as file:
+                _write_description(file, description)
+            os.rename(temporary, _DESCRIPTION, src_dir_fd=directory, dst_dir_fd=directory)
+            os.fsync(directory)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary, dir_fd=directory)
+            raise
+        finally:
+            os.close(directory)
+        self.config = MappingProxyType(description["config"])
 
     def close(self) -> None:
         if self.root_fd >= 0:
@@ -289,10 +313,7 @@ def _create_description(root_fd: int, path: str) -> None:
             "config": {},
         }
         with open(fd, "w", encoding="utf-8") as file:
-            json.dump(description, file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
+            _write_description(file, description)
         with contextlib.suppress(FileExistsError):
             os.link(
                 temporary,
@@ -304,6 +325,13 @@ def _create_description(root_fd: int, path: str) -> None:
         os.unlink(temporary, dir_fd=root_fd)
     _fsync_directory(DIRECTORY, root_fd)
     os.fsync(root_fd)
+
+
+def _write_description(file: TextIO, description: Mapping[str, Any]) -> None:
+    json.dump(description, file, indent=1)
+    file.write("\n")
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _supports_xattrs(fd: int) -> bool:
