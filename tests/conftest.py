@@ -1,7 +1,7 @@
 """Shared fixtures, and which tests this machine can run.
 
-tests/test_training.py needs torch: it is collected where torch is installed, and with
---with-train it is an error if torch is not (tools/test gives that in CI).
+tests/test_learning.py and test_training.py need torch: they are collected where torch is
+installed, and with --with-train it is an error if torch is not (tools/test gives that in CI).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lmfs.vfs import Vfs
 DATA = pathlib.Path(__file__).with_name("data")
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
-collect_ignore = [] if HAS_TORCH else ["test_training.py"]
+collect_ignore = [] if HAS_TORCH else ["test_learning.py", "test_training.py"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -98,11 +98,16 @@ def export(
         golden=golden_file(tokens, logits),
     )
     package = ModelPackage.load(out)
+    compare_engines(package, tokens, logits)
+    return package
+
+
+def compare_engines(package: ModelPackage, tokens: np.ndarray, logits: np.ndarray) -> None:
+    """Raises SystemExit where a lowering or the native engine does not give these logits."""
     for lowering in LOWERINGS:
         engine = OrtEngine(package, lowering_step=lowering, lowering_sequence=lowering)
         _compare(lowering, walk(engine, tokens, stepwise=lowering.startswith("step")), logits)
     _compare("native", walk(NativeEngine(package), tokens, stepwise=True), logits)
-    return package
 
 
 def _compare(name: str, got: np.ndarray, wanted: np.ndarray) -> None:

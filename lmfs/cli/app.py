@@ -23,6 +23,7 @@ COMMANDS = (
     "repair",
     "recover",
     "ctl",
+    "learn",
     "model",
 )
 

@@ -12,9 +12,9 @@ from rich.filesize import decimal
 
 from ..codecs.choose import DEFAULT_LEVEL, LEVELS, Chooser
 from ..container import DEFAULT_CHUNK_SIZE
-from ..models import registry
 from ..store.families import Families
 from ..store.freeze import Outcome, freeze
+from ..store.freezing import freezing_model
 from ..store.marks import Marks
 from . import files
 
@@ -56,11 +56,11 @@ def command(
     disk and found equal. Left alone are files that are open, that have several hard links, that
     are sparse, and those that would not become smaller.
     """
-    package = registry.shipped() if model and LEVELS[level].mixer else None
-    chooser = Chooser(package, level)
     plans: list[Families] = []
 
     def begin(marks: Marks, found: list[tuple[str, os.stat_result]]) -> files.Job:
+        package = freezing_model(marks.store) if model and LEVELS[level].mixer else None
+        chooser = Chooser(package, level)
         families = Families(marks, found, chooser, package, chunk_size=chunk_size)
         plans.append(families)
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Self
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    ProgressColumn,
+    TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -24,6 +27,8 @@ _QUIET_S = 2.0
 class ByteProgress:
     """Counts bytes of a known total."""
 
+    _columns: tuple[type[ProgressColumn], ...] = (DownloadColumn, TransferSpeedColumn)
+
     def __init__(self, what: str, total_bytes: int) -> None:
         self._since = time.monotonic()
         self._shown = False
@@ -31,8 +36,7 @@ class ByteProgress:
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
+            *(column() for column in self._columns),
             TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,
@@ -58,9 +62,26 @@ class ByteProgress:
         else:
             print(line)
 
-    def __enter__(self) -> ByteProgress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._shown:
             self._bar.stop()
+
+
+class ShareProgress(ByteProgress):
+    """Goes from nothing to all of some work."""
+
+    _columns = (TaskProgressColumn,)
+    _PARTS = 10_000
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what, self._PARTS)
+        self._reached = 0
+
+    def reach_share(self, share: float) -> None:
+        """So much of the work is done, 0 to 1."""
+        parts = round(share * self._PARTS)
+        self.advance(parts - self._reached)
+        self._reached = parts

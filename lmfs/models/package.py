@@ -10,9 +10,17 @@ Owns: the package's layout, its limits, and the model id. A package (`.lmm`) is 
 
 `graph + weights` joined as bytes is a whole ONNX model: protobuf merges joined messages.
 
+A *difference* is a package of
+
+    card.json            as above, and `base`: the id of a whole package of the same architecture
+    weights.diff         what becomes of the base's weights, see lmfs.models.difference
+
+whose tokenizer, graphs and golden tokens are the base's. It must lie beside its base.
+
 The model id is what files name: 16 bytes of BLAKE3 over architecture, tokenizer and
-weights. Cards, graphs and golden vectors may be written anew without changing it, since
-every graph must give the same logits. Models are data: no code is run from a package.
+weights, those that a difference makes included: so a wrong base gives another id. Cards, graphs
+and golden vectors may be written anew without changing it, since every graph must give the same
+logits. Models are data: no code is run from a package.
 
 A package is kept as the bytes of its file, and its parts are inflated when they are asked for:
 who codes with the vocabulary alone never inflates weights. The id of a package that lmfs ships is
@@ -34,7 +42,7 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import blake3
@@ -44,9 +52,12 @@ from ..tokenizer import Tokenizer
 
 SUFFIX = ".lmm"
 CARD, TOKENIZER, WEIGHTS, GOLDEN = "card.json", "tokenizer.json", "weights.onnx", "golden.npz"
+DIFFERENCE = "weights.diff"
 ARCHITECTURES = ("gated-recurrence-1",)
 # What a package may make its reader hold: others are refused before anything is inflated.
-MAX_BYTES = {CARD: 1 << 20, TOKENIZER: 4 << 20, WEIGHTS: 64 << 20, GOLDEN: 16 << 20}
+MAX_BYTES = {
+    CARD: 1 << 20, TOKENIZER: 4 << 20, WEIGHTS: 64 << 20, DIFFERENCE: 64 << 20, GOLDEN: 16 << 20
+}  # fmt: skip
 MAX_GRAPH_BYTES = 1 << 20
 MAX_PACKAGE_BYTES = 96 << 20
 PLAIN_ZIP = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -66,47 +77,73 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the zip does not depend on when it was written
 
 @dataclasses.dataclass(frozen=True)
 class ModelPackage:
-    """A model package read from `path`; `id` is 16 bytes, `stored` the file's."""
+    """A model package read from `path`; `id` is 16 bytes, `stored` the file's.
+
+    `base` is what a difference is one to.
+    """
 
     id: bytes
     path: pathlib.Path
     card: Mapping[str, Any]
     tokenizer_json: bytes = dataclasses.field(repr=False)
     stored: bytes = dataclasses.field(repr=False)
+    base: ModelPackage | None = None
 
     @classmethod
-    def load(cls, path: pathlib.Path | str) -> ModelPackage:
-        """Read a package and make sure of its id; raises ModelError, OSError."""
+    def load(
+        cls, path: pathlib.Path | str, find_base: Callable[[bytes], ModelPackage] | None = None
+    ) -> ModelPackage:
+        """Read a package and make sure of its id.
+
+        find_base: gives the package that a difference is one to (lmfs.models.registry.load has it)
+        raises: ModelError, OSError, and what `find_base` raises
+        """
         path = pathlib.Path(path)
-        # A FIFO would be waited for.
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise ModelError("not a model package", where=path, expected="a regular file")
-            stored = file.read(MAX_PACKAGE_BYTES + 1)
-        if len(stored) > MAX_PACKAGE_BYTES:
-            raise ModelError(
-                "too large a model package", where=path, expected=f"{MAX_PACKAGE_BYTES:,} at most"
-            )
+        stored = _stored(path)
         known = SHIPPED.get(blake3.blake3(stored).hexdigest())
-        id = None if known is None else bytes.fromhex(known)
         with _reading(stored, path) as archive:
             card = _card(archive, path)
-            tokenizer_json = _member(archive, TOKENIZER, path)
-            if id is None:
-                weights = _member(archive, WEIGHTS, path)
-                id = model_id(card["architecture"], tokenizer_json, weights)
-        return cls(id, path, card, tokenizer_json, stored)
+            base_id = base_of(card, path)
+            tokenizer_json = b"" if base_id else _member(archive, TOKENIZER, path)
+        base = None
+        if base_id is not None:
+            if find_base is None:
+                raise ModelError("a difference to another model, not a whole one", where=path)
+            base = find_base(base_id)
+            if base.base is not None or base.card["architecture"] != card["architecture"]:
+                raise ModelError(
+                    "a difference to a model that it cannot be one to", where=path,
+                    expected="a whole model of the same architecture", got=base.path,
+                )  # fmt: skip
+            tokenizer_json = base.tokenizer_json
+        package = cls(b"", path, card, tokenizer_json, stored, base)
+        if known is not None:
+            id = bytes.fromhex(known)
+        else:
+            id = model_id(card["architecture"], tokenizer_json, package.weights)
+        return dataclasses.replace(package, id=id)
 
     @property
     def size_bytes(self) -> int:
-        """Of the whole package."""
+        """Of the package's file."""
         return len(self.stored)
 
     @property
     def weights(self) -> bytes:
-        """What stands in `weights.onnx`, inflated anew each time; raises ModelError."""
-        return self._part(WEIGHTS)
+        """What stands in `weights.onnx`, or what a difference makes of it; raises ModelError.
+
+        Inflated anew each time.
+        """
+        if self.base is None:
+            return self._part(WEIGHTS)
+        from .difference import apply_difference
+
+        return apply_difference(self.base.weights, self._part(DIFFERENCE))
+
+    @property
+    def together(self) -> tuple[ModelPackage, ...]:
+        """The packages without which this one is of no use, itself the last."""
+        return (self,) if self.base is None else (self.base, self)
 
     @property
     def name(self) -> str:
@@ -127,15 +164,17 @@ class ModelPackage:
 
     def graph(self, name: str) -> bytes:
         """A whole ONNX model: the lowering `name` with the weights in it."""
-        return self._part(f"graph/{name}.onnx") + self.weights
+        return self.together[0]._part(f"graph/{name}.onnx") + self.weights
 
     def graph_names(self) -> list[str]:
-        with _reading(self.stored, self.path) as archive:
+        whole = self.together[0]
+        with _reading(whole.stored, whole.path) as archive:
             names = [n for n in archive.namelist() if n.startswith("graph/")]
         return sorted(n.removeprefix("graph/").removesuffix(".onnx") for n in names)
 
     def golden(self) -> bytes:
-        return self._part(GOLDEN)
+        """Golden tokens, and logits that are the base's if this is a difference."""
+        return self.together[0]._part(GOLDEN)
 
     def _part(self, name: str) -> bytes:
         with _reading(self.stored, self.path) as archive:
@@ -163,12 +202,23 @@ def write_package(
 ) -> None:
     """Write a package; the file appears whole or not at all."""
     members = {
-        CARD: json.dumps(card, indent=1, sort_keys=True).encode() + b"\n",
         TOKENIZER: tokenizer,
         WEIGHTS: weights,
         **{f"graph/{name}.onnx": graph for name, graph in sorted(graphs.items())},
         GOLDEN: golden,
     }
+    _write(path, card, members)
+
+
+def write_difference(
+    path: pathlib.Path, *, card: Mapping[str, Any], base: ModelPackage, difference: bytes
+) -> None:
+    """Write a difference to `base`; the file appears whole or not at all."""
+    _write(path, {**card, "base": base.id.hex()}, {DIFFERENCE: difference})
+
+
+def _write(path: pathlib.Path, card: Mapping[str, Any], members: Mapping[str, bytes]) -> None:
+    members = {CARD: json.dumps(card, indent=1, sort_keys=True).encode() + b"\n", **members}
     temporary = path.with_name(f".{path.name}.tmp")
     with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for name, data in members.items():
@@ -176,6 +226,39 @@ def write_package(
             entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, data)
     os.replace(temporary, path)
+
+
+def read_card(path: pathlib.Path) -> dict[str, Any]:
+    """A package's card alone; raises ModelError, OSError."""
+    with _reading(_stored(path), path) as archive:
+        return _card(archive, path)
+
+
+def _stored(path: pathlib.Path) -> bytes:
+    # A FIFO would be waited for.
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ModelError("not a model package", where=path, expected="a regular file")
+        stored = file.read(MAX_PACKAGE_BYTES + 1)
+    if len(stored) > MAX_PACKAGE_BYTES:
+        raise ModelError(
+            "too large a model package", where=path, expected=f"{MAX_PACKAGE_BYTES:,} at most"
+        )
+    return stored
+
+
+def base_of(card: Mapping[str, Any], path: pathlib.Path) -> bytes | None:
+    """The id of the base that a card names; None for a whole model. raises: ModelError"""
+    if "base" not in card:
+        return None
+    try:
+        base_id = bytes.fromhex(card["base"])
+    except (ValueError, TypeError):
+        base_id = b""
+    if len(base_id) != ID_BYTES:
+        raise ModelError("unreadable model card", where=f"{path}: base", got=card["base"])
+    return base_id
 
 
 @contextlib.contextmanager

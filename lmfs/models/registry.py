@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from ..errors import ModelError, UnknownModelError
-from .package import SUFFIX, ModelPackage
+from .package import SUFFIX, ModelPackage, base_of, read_card
 
 SHIPPED_FOLDER = pathlib.Path(__file__).with_name("shipped")
 DEFAULT_MODEL = "base-1"
@@ -31,13 +31,39 @@ def find(model_id: bytes, search: Sequence[pathlib.Path] = ()) -> ModelPackage:
     """The package with this id: from `search` (files or folders), LMFS_MODEL_PATH, or shipped.
 
     In folders of `search`, mostly a store's, symlinks are not followed: they may lead out of it.
-    Raises UnknownModelError that says where lmfs looked, ModelError for a damaged package.
+    Raises UnknownModelError that says where lmfs looked, also for the base of a difference;
+    ModelError for a damaged package.
     """
     places = [*search, *_environment(), SHIPPED_FOLDER]
+    return _find(model_id, places, search, differences=True)
+
+
+def load(path: pathlib.Path | str) -> ModelPackage:
+    """The package in this file; a difference with its base, found as `find` does, beside it first.
+
+    raises: ModelError, UnknownModelError for a base that is not here, OSError
+    """
+    return _load(pathlib.Path(path))
+
+
+def _find(
+    model_id: bytes,
+    places: Sequence[pathlib.Path],
+    search: Sequence[pathlib.Path],
+    *,
+    differences: bool,
+) -> ModelPackage:
     for path in _candidates(places, model_id):
         if path.parent in search and path.is_symlink():
             continue
-        package = _load(path)
+        if not differences and base_of(read_card(path), path) is not None:
+            continue
+        try:
+            package = _load(path)
+        except UnknownModelError:  # a difference without its base
+            if path.stem == model_id.hex():
+                raise
+            continue
         if package.id == model_id:
             return package
     raise UnknownModelError(
@@ -73,6 +99,10 @@ def _load(path: pathlib.Path) -> ModelPackage:
     return _load_unchanged(path, stat.st_size, stat.st_mtime_ns)
 
 
+def _find_base(folder: pathlib.Path, model_id: bytes) -> ModelPackage:
+    return _find(model_id, [folder, *_environment(), SHIPPED_FOLDER], [folder], differences=False)
+
+
 @functools.lru_cache(maxsize=8)
 def _load_unchanged(path: pathlib.Path, size: int, mtime_ns: int) -> ModelPackage:
-    return ModelPackage.load(path)
+    return ModelPackage.load(path, functools.partial(_find_base, path.parent))

@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 
+import blake3
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,6 +23,7 @@ from ..engines.walk import walk
 from ..errors import LmfsError, ModelError
 from ..native import usable_isas
 from ..types import Engine
+from . import registry
 from .package import PLAIN_ZIP, ModelPackage
 
 MAX_GOLDEN_BYTES = 64 << 20  # inflated
@@ -52,21 +54,41 @@ class _Golden:
         return Finding(f"golden vectors {name}", wrong == 0, detail)
 
 
+@dataclasses.dataclass(frozen=True)
+class _GoldenDigest:
+    """tokens (lanes, time), and the digest of the logits of all steps: a difference has these."""
+
+    tokens: NDArray[np.int64]
+    digest: str
+
+    def compare(self, name: str, engine: Engine, *, stepwise: bool) -> Finding:
+        got = walk(engine, self.tokens, stepwise=stepwise)
+        same = logits_digest(got) == self.digest
+        detail = f"{got.size:,} logits, {'none differs' if same else 'some differ'}"
+        return Finding(f"golden vectors {name}", same, detail)
+
+
+def logits_digest(logits: NDArray[np.int16]) -> str:
+    """BLAKE3 of logits (lanes, time, vocab), little-endian; 64 hexadecimal digits."""
+    return blake3.blake3(np.ascontiguousarray(logits, "<i2").tobytes()).hexdigest()
+
+
 def verify(path: pathlib.Path | str) -> list[Finding]:
     """Check every engine and lowering; raises ModelError if the package cannot be read at all."""
-    package = ModelPackage.load(path)
+    package = registry.load(path)
     golden = _golden(package)
     vocab = int(package.card["architecture"]["vocab"])
     size = len(package.tokenizer())
     return [
         Finding("model id", True, package.id.hex()),
+        *(Finding("base", True, base.id.hex()) for base in package.together[:-1]),
         Finding("vocabulary", size == vocab, f"{size} tokens, card says {vocab}"),
         *_native(package, golden),
         *_lowerings(package, golden),
     ]
 
 
-def _native(package: ModelPackage, golden: _Golden) -> Iterator[Finding]:
+def _native(package: ModelPackage, golden: _Golden | _GoldenDigest) -> Iterator[Finding]:
     kind = package.card["architecture"]["kind"]
     if kind not in ARCHITECTURES:
         yield Finding("native engine", None, f"not checked: it does not know {kind}")
@@ -80,7 +102,7 @@ def _native(package: ModelPackage, golden: _Golden) -> Iterator[Finding]:
             yield Finding(f"native engine {isa}", False, str(error))
 
 
-def _lowerings(package: ModelPackage, golden: _Golden) -> Iterator[Finding]:
+def _lowerings(package: ModelPackage, golden: _Golden | _GoldenDigest) -> Iterator[Finding]:
     if not all(map(importlib.util.find_spec, ("onnx", "onnxruntime"))):
         names = ", ".join(package.graph_names())
         yield Finding("lowerings", None, f"not checked: {names}: this needs lmfs[cpu]")
@@ -103,7 +125,7 @@ def _lowerings(package: ModelPackage, golden: _Golden) -> Iterator[Finding]:
             yield Finding(f"lowering {name}", False, str(error))
 
 
-def _golden(package: ModelPackage) -> _Golden:
+def _golden(package: ModelPackage) -> _Golden | _GoldenDigest:
     try:
         data = io.BytesIO(package.golden())
         with zipfile.ZipFile(data) as archive:
@@ -112,6 +134,11 @@ def _golden(package: ModelPackage) -> _Golden:
         if not plain or sum(part.file_size for part in parts) > MAX_GOLDEN_BYTES:
             raise ValueError("more than can be compared")
         with np.load(data, allow_pickle=False) as arrays:
+            if package.base is not None:
+                tokens = arrays["tokens"]
+                if tokens.ndim != 2 or tokens.size > MAX_GOLDEN_TOKENS:
+                    raise ValueError(f"tokens {tokens.shape}")
+                return _GoldenDigest(tokens, str(package.card.get("golden")))
             golden = _Golden(arrays["tokens"], arrays["logits"], int(arrays["every"]))
         lanes, time = golden.tokens.shape
         steps, vocab = len(range(0, time, golden.every)), package.card["architecture"]["vocab"]

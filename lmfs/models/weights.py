@@ -1,4 +1,4 @@
-"""The arrays of a package's `weights.onnx`, read without the onnx package.
+"""The arrays of a package's `weights.onnx`, read and replaced without the onnx package.
 
 Owns: as much of protobuf and of ONNX's ModelProto as a file of initializers needs. Whatever
 else stands in such a file is refused: it would be hashed into the model id and not be used.
@@ -9,15 +9,17 @@ bytes look at what they were read from, those of floats are aligned copies.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 from ..errors import ModelError
 
 # Field numbers of ModelProto, GraphProto, TensorProto (onnx.proto).
 _MODEL_GRAPH, _GRAPH_INITIALIZER = 7, 5
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW = 1, 2, 8, 9
-_FLOAT, _INT8 = 1, 3  # tensor types
+_TENSOR_FLOAT, _TENSOR_INT8 = 1, 3  # tensor types
+_FLOAT: Literal["f"] = "f"  # as memoryviews name them
+_INT8: Literal["b"] = "b"
 _VARINT, _BYTES = 0, 2  # wire types
 _MAX_DIMENSION = 1 << 31
 _MAX_DIMENSIONS = 8
@@ -27,18 +29,52 @@ _MAX_TENSORS = 1 << 16
 def read_weights(data: bytes) -> dict[str, memoryview[Any]]:
     """Every initializer by its name, int8 or float32; raises ModelError."""
     tensors: dict[str, memoryview[Any]] = {}
-    for graph in _messages(memoryview(data), _MODEL_GRAPH):
-        for message in _messages(graph, _GRAPH_INITIALIZER):
-            name, array = _tensor(message)
-            if name in tensors:
-                raise ModelError("two tensors of one name", where=name)
-            if len(tensors) == _MAX_TENSORS:
-                raise ModelError("too many tensors", expected=f"at most {_MAX_TENSORS:,}")
-            tensors[name] = array
+    for name, raw, kind, shape in _tensors(memoryview(data)):
+        # Cast to floats is only what is aligned.
+        tensors[name] = (raw if kind == _INT8 else memoryview(bytes(raw))).cast(kind, shape)
     return tensors
 
 
-def _tensor(message: memoryview) -> tuple[str, memoryview[Any]]:
+def replace_weights(data: bytes, new: Mapping[str, Any]) -> bytes:
+    """The same file with other numbers in some tensors; all else, to the byte, as it was.
+
+    new: contiguous buffers (NumPy arrays) of the tensors' own types and shapes
+    raises: ModelError where a tensor is not there, or is of another type or shape
+    """
+    copy = bytearray(data)
+    left = dict(new)
+    for name, raw, kind, shape in _tensors(memoryview(copy)):
+        if name not in left:
+            continue
+        numbers = memoryview(left.pop(name))
+        if numbers.format != kind or numbers.shape != tuple(shape):
+            raise ModelError(
+                "tensor",
+                where=name,
+                expected=f"{kind} {tuple(shape)}",
+                got=f"{numbers.format} {numbers.shape}",
+            )
+        raw[:] = numbers.tobytes()
+    if left:
+        raise ModelError("no such tensor", got=", ".join(sorted(left)))
+    return bytes(copy)
+
+
+def _tensors(data: memoryview) -> Iterator[tuple[str, memoryview, Literal["b", "f"], list[int]]]:
+    """Name, raw bytes, type (as memoryviews name it) and shape of each."""
+    names: set[str] = set()
+    for graph in _messages(data, _MODEL_GRAPH):
+        for message in _messages(graph, _GRAPH_INITIALIZER):
+            tensor = _tensor(message)
+            if tensor[0] in names:
+                raise ModelError("two tensors of one name", where=tensor[0])
+            if len(names) == _MAX_TENSORS:
+                raise ModelError("too many tensors", expected=f"at most {_MAX_TENSORS:,}")
+            names.add(tensor[0])
+            yield tensor
+
+
+def _tensor(message: memoryview) -> tuple[str, memoryview, Literal["b", "f"], list[int]]:
     shape: list[int] = []
     kind, name, raw = 0, "", None
     for field, value in _fields(message):
@@ -53,14 +89,14 @@ def _tensor(message: memoryview) -> tuple[str, memoryview[Any]]:
             raw = value
         else:
             raise ModelError("unexpected field of a tensor", where=name or None, got=field)
-    if kind not in (_FLOAT, _INT8) or raw is None:
+    if kind not in (_TENSOR_FLOAT, _TENSOR_INT8) or raw is None:
         raise ModelError("tensor", where=name, expected="raw int8 or float32", got=f"type {kind}")
     if len(shape) > _MAX_DIMENSIONS or not all(0 < n < _MAX_DIMENSION for n in shape):
         raise ModelError("tensor", where=name, expected="a shape", got=shape[:_MAX_DIMENSIONS])
-    size = (4 if kind == _FLOAT else 1) * math.prod(shape)
+    size = (4 if kind == _TENSOR_FLOAT else 1) * math.prod(shape)
     if size != len(raw):
         raise ModelError("tensor", where=name, expected=f"{size} bytes", got=len(raw))
-    return name, raw.cast("b", shape) if kind == _INT8 else memoryview(bytes(raw)).cast("f", shape)
+    return name, raw, _INT8 if kind == _TENSOR_INT8 else _FLOAT, shape
 
 
 def _messages(message: memoryview, wanted: int) -> Iterator[memoryview]:

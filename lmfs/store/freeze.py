@@ -23,6 +23,7 @@ from ..codecs.threads import Priority, Urgency, working
 from ..container import DEFAULT_CHUNK_SIZE
 from ..errors import BusyError, DamagedError, LmfsError, VerifyError
 from ..lmz import ChunkCache, LmzReader, LmzWriter
+from .freezing import pin
 from .marks import FROZEN_MARK, PLAIN_MARK, Facts, Marks, State, frozen_mark, looks_frozen
 from .overlays import has_writers
 from .primers import Primers
@@ -109,7 +110,7 @@ def freeze(
                     with working(Urgency(Priority.BACKGROUND)):
                         digest = _encode(source, pread, new.fd, chooser, chunk_size, progress)
                 if model is not None and _uses_model(new, marks):
-                    store.pin_model(model.id, model.path)
+                    pin(store, model)
                 own = {FROZEN_MARK: frozen_mark(store.id, facts.size)}
                 new.describe(own if store.xattr_marks else {})
                 new.sync()

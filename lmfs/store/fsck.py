@@ -25,7 +25,8 @@ from ..errors import LmfsError, ModelError, UnknownModelError
 from ..lmz.inspect import Inspection
 from ..lmz.shared import file_name, find_text, read_text
 from ..models import registry
-from ..models.package import ModelPackage
+from ..models.package import base_of, read_card
+from .freezing import WAY_BACK, freezing_model
 from .marks import FROZEN_MARK, Marks, State
 from .publish import open_quietly
 from .store import DIRECTORY
@@ -87,6 +88,9 @@ class Check:
         self._store = marks.store
         self._report = report
         self._usable: dict[bytes, bool] = {}
+        self._bases: list[
+            tuple[str, bytes]
+        ] = []  # package, and the id of what it is a difference to
         self._primers: dict[bytes, bool] = {}  # those looked for, and whether they are usable
         self._named: set[str] = set()  # overlays
         self.hot_files = 0
@@ -110,6 +114,11 @@ class Check:
                 self._check_model(name)
             else:
                 self._misplaced(f"{self._store.models_path}/{name}", mode)
+        for path, model in self._bases:
+            finding = self._need(path, model)
+            if finding is not None:
+                self._report(finding)
+        self._check_choice()
         for name, mode in self._own_entries(self._store.primers_path):
             if stat.S_ISREG(mode):
                 self._check_primer(name)
@@ -142,9 +151,15 @@ class Check:
         if self._store.temporary_inode(name) is not None:
             self._leftover(path)
             return
+        real = Path(self._store.real_path(path))
         try:
-            package = ModelPackage.load(Path(self._store.real_path(path)))
+            base_id = base_of(read_card(real), real)
+            if base_id is not None:
+                self._bases.append((path, base_id))
+            package = registry.load(real)
             package.tokenizer()
+        except UnknownModelError:  # its base is not here: that is reported for all bases
+            return
         except (ModelError, OSError, ValueError, KeyError, TypeError) as error:
             problem = str(error)
         else:
@@ -154,6 +169,14 @@ class Check:
             problem = f"its bytes are those of model {package.id.hex()}"
         do = "copy the package from another store or machine; files that need it cannot be read"
         self._find(Kind.MODEL_DAMAGED, path, problem, do)
+
+    def _check_choice(self) -> None:
+        """The model that files are to be frozen with."""
+        try:
+            freezing_model(self._store)
+        except LmfsError as error:
+            do = error.do or WAY_BACK
+            self._find(Kind.MODEL_MISSING, f"{DIRECTORY}/store.json", str(error), do)
 
     def _check_primer(self, name: str) -> None:
         """A shared primer: an archive that decodes to the text whose id is its name.

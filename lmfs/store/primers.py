@@ -19,6 +19,7 @@ from ..errors import LmfsError
 from ..lmz import LmzWriter
 from ..lmz.shared import PIECE_BYTES, file_name, find_text, primer_id, read_text
 from ..models.package import ModelPackage
+from .freezing import pin
 from .publish import open_quietly
 from .store import Store
 
@@ -66,7 +67,7 @@ class Primers:
         with contextlib.suppress(LmfsError):
             self.prove(shared_id)
             return shared_id
-        store.pin_model(package.id, package.path)
+        pin(store, package)
         # One that is there under this name is damaged, or `prove` would have found it.
         store.put(
             store.primers_path,

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from ..errors import LmfsError
 from ..lmz.recovery import Saved, save_whole
 from ..models import registry
+from .freezing import pin
 from .fsck import Finding, Kind
 from .marks import FROZEN_MARK, Marks, State, frozen_mark, patched_by
 from .publish import open_quietly
@@ -121,7 +122,7 @@ class Repair:
     def _keep_model(self, finding: Finding) -> str:
         assert finding.model is not None
         package = registry.find(finding.model, [self._store.models])
-        self._store.pin_model(finding.model, package.path)
+        pin(self._store, package)
         return f"copied model {finding.model.hex()} into the store"
 
     def _recover(self, finding: Finding) -> str | None:

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from ..errors import BusyError, DamagedError, FormatError, StoreError, VersionError
 from .system import open_own, own_directory
@@ -80,6 +80,28 @@ class Store:
         except BaseException:
             os.close(fd)
             raise
+
+    def configure(self, key: str, value: Any) -> None:
+        """Set a value of `config`, durably; None removes the key. raises: DamagedError, OSError
+
+        Stores that others have open keep what they read when they opened.
+        """
+        temporary = f"{_DESCRIPTION}.{secrets.token_hex(4)}.tmp"
+        with own_directory(self.root_fd, DIRECTORY) as directory:
+            fcntl.flock(directory, fcntl.LOCK_EX)  # one reads and replaces at a time
+            description = _read_description(self.root_fd, self.path)
+            config = {**description.get("config", {}), key: value}
+            description["config"] = {k: v for k, v in config.items() if v is not None}
+            try:
+                with open(_create(temporary, directory), "w", encoding="utf-8") as file:
+                    _write_description(file, description)
+                os.rename(temporary, _DESCRIPTION, src_dir_fd=directory, dst_dir_fd=directory)
+                os.fsync(directory)
+            except BaseException:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary, dir_fd=directory)
+                raise
+        self.config = MappingProxyType(description["config"])
 
     def close(self) -> None:
         if self.root_fd >= 0:
@@ -308,7 +330,7 @@ def _create_description(root_fd: int, path: str) -> None:
         with contextlib.suppress(FileExistsError):
             os.mkdir(DIRECTORY, 0o755, dir_fd=root_fd)
         with own_directory(root_fd, DIRECTORY) as own:
-            _write_description(own)
+            _write_first_description(own)
     except OSError as error:
         if error.errno == errno.ENOTDIR:
             raise _no_directory(path) from error
@@ -324,7 +346,7 @@ def _create_description(root_fd: int, path: str) -> None:
     os.fsync(root_fd)
 
 
-def _write_description(own: int) -> None:
+def _write_first_description(own: int) -> None:
     temporary = f"{_DESCRIPTION}.{secrets.token_hex(4)}.tmp"
     fd = _create(temporary, own)
     try:
@@ -336,10 +358,7 @@ def _write_description(own: int) -> None:
             "config": {},
         }
         with open(fd, "w", encoding="utf-8") as file:
-            json.dump(description, file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
+            _write_description(file, description)
         with contextlib.suppress(FileExistsError):
             os.link(temporary, _DESCRIPTION, src_dir_fd=own, dst_dir_fd=own)
     finally:
@@ -354,6 +373,13 @@ def _no_directory(path: str) -> FormatError:
         expected=f"{DIRECTORY}/ as a directory, not as a symlink or a file",
         do=f"see who made it, and remove {DIRECTORY}",
     )
+
+
+def _write_description(file: TextIO, description: Mapping[str, Any]) -> None:
+    json.dump(description, file, indent=1)
+    file.write("\n")
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _supports_xattrs(fd: int) -> bool:
