@@ -19,8 +19,8 @@ from lmfs_tools.export import model_of
 
 from lmfs.cli import learn as cli_learn
 from lmfs.models import registry
+from lmfs.models.difference import read_arrays
 from lmfs.models.verify import verify
-from lmfs.models.weights import read_weights
 from lmfs.store import sample
 from lmfs.store.freeze import open_frozen
 from lmfs.store.store import Store
@@ -65,7 +65,7 @@ def learned(tiny):
 
 def bits(model, text: bytes, vocabulary) -> float:
     with torch.no_grad():
-        losses = learn._losses(model, [vocabulary.tokenize(text).astype(np.int64)])
+        losses = learn._losses(model, [np.asarray(vocabulary.tokenize(text)).astype(np.int64)])
         return sum(loss.item() for loss, _ in losses) / math.log(2)
 
 
@@ -103,7 +103,7 @@ def test_what_was_learned_is_an_exact_package(tiny, learned, beside):
     findings = verify(package.path)
     assert all(finding.ok for finding in findings), findings
     assert sum(finding.what.startswith("certificate") for finding in findings) == 4
-    old, new = read_weights(tiny.weights), read_weights(package.weights)
+    old, new = read_arrays(tiny.weights), read_arrays(package.weights)
     assert {name for name in old if not np.array_equal(old[name], new[name])} == {
         *(name for name in old if name.endswith(".weight")),
         "head.bias",

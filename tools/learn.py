@@ -187,7 +187,7 @@ def fine_tune(
         return max((time.monotonic() - began) / seconds, text_bytes / max(1, total_bytes))
 
     while (share := done()) < 1 and (rows := list(itertools.islice(texts, ROWS))):
-        tokens = [vocabulary.tokenize(row).astype(np.int64) for row in rows]
+        tokens = [np.asarray(vocabulary.tokenize(row)).astype(np.int64) for row in rows]
         nats = 0.0
         for loss, count in _losses(model, tokens):
             (loss / count).backward()

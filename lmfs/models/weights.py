@@ -20,6 +20,7 @@ _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW = 1, 2, 8, 9
 _TENSOR_FLOAT, _TENSOR_INT8 = 1, 3  # tensor types
 _FLOAT: Literal["f"] = "f"  # as memoryviews name them
 _INT8: Literal["b"] = "b"
+_NAMES = {"f": "float32", "b": "int8"}
 _VARINT, _BYTES = 0, 2  # wire types
 _MAX_DIMENSION = 1 << 31
 _MAX_DIMENSIONS = 8
@@ -51,8 +52,8 @@ def replace_weights(data: bytes, new: Mapping[str, Any]) -> bytes:
             raise ModelError(
                 "tensor",
                 where=name,
-                expected=f"{kind} {tuple(shape)}",
-                got=f"{numbers.format} {numbers.shape}",
+                expected=f"{_NAMES[kind]} {tuple(shape)}",
+                got=f"{_NAMES.get(numbers.format, numbers.format)} {numbers.shape}",
             )
         raw[:] = numbers.tobytes()
     if left:
