@@ -456,6 +456,9 @@ class _Operations:
     def open(self, path: str, flags: int) -> int:
         return self._vfs.open(_inside(path), flags)
 
+    def has_several_names(self, handle: int) -> bool:
+        return isinstance(self._vfs, Vfs) and self._vfs.has_several_names(handle)
+
     @_boundary
     def create(self, path: str, mode: int, flags: int) -> int:
         return self._writable.create(_inside(path), flags, mode, self._maker())
@@ -510,6 +513,15 @@ class _Fuse(mfusepy.FUSE):  # type: ignore[misc]
         both = (times.contents.actime, times.contents.modtime) if times else (None, None)
         now = time.time_ns()
         self.operations.utimens(os.fsdecode(path), tuple(_nanoseconds(t, now) for t in both))
+        return 0
+
+    def open(self, path: bytes, info: Any) -> int:
+        # The kernel keeps the pages of each name of a file for itself: with several names it must
+        # keep none, or one name would show what the file was before a write through another; a
+        # file's times tell of that only if they differ. Shared mappings are refused then.
+        handle = self.operations.open(os.fsdecode(path), info.contents.flags)
+        info.contents.fh = handle
+        info.contents.direct_io = self.operations.has_several_names(handle)
         return 0
 
     def truncate_fuse_3(self, path: bytes | None, size: int, info: Any) -> int:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
 from .codecs.primer import recent_primers
+from .errors import DamagedError
 from .lmz import ChunkCache
 from .lmz.shared import forget_states
 from .store.handles import Handles
@@ -38,6 +39,7 @@ _NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
 
 _R = TypeVar("_R")
 _DEFAULT_ACL = "system.posix_acl_default"
+_LOOKS = 5  # at a file that is being replaced
 _LEAVING_S = 0.25  # a name that is not replaced by then is removed
 
 
@@ -141,8 +143,19 @@ class Vfs:
             status = os.fstat(fd)
             # Without a name it was replaced or removed; then what the path says is newer.
             if status.st_nlink or not self._exists(path):
-                return self._describe(path, status, handle)
-        return self._describe(path, self._stat(path), None)
+                try:
+                    return self._describe(path, status, handle)
+                except DamagedError:
+                    if os.fstat(fd).st_nlink:
+                        raise
+                    # Replaced this moment, and its overlay went with its name.
+        for _ in range(_LOOKS):
+            status = self._stat(path)
+            is_file = stat.S_ISREG(status.st_mode)
+            damaged = is_file and self.marks.facts_of_path(path, status).state is State.DAMAGED
+            if not damaged or self._stat(path).st_ino == status.st_ino:
+                break
+        return self._describe(path, status, None)
 
     def _describe(self, path: str, status: os.stat_result, handle: int | None) -> Attributes:
         size, inode, blocks = status.st_size, status.st_ino, status.st_blocks
@@ -442,6 +455,10 @@ class Vfs:
             self._files.release(handle)
             raise
         return handle
+
+    def has_several_names(self, handle: int) -> bool:
+        """True for an open file with more than one hard link."""
+        return os.fstat(self._files.descriptor(handle)).st_nlink > 1
 
     def read(self, handle: int, size: int, offset: int, path: str | None = None) -> bytes:
         """At most `size` bytes from `offset`; fewer only at the end of the file.

@@ -832,6 +832,33 @@ def test_killed_while_it_is_folded_in(backing, vfs, frozen, what, step):
     assert overlay_names(backing) == []
 
 
+@pytest.mark.parametrize("what", ["open", "read", "attributes", "attributes of a handle"])
+def test_who_looks_while_it_is_folded_in_sees_no_damage(backing, vfs, frozen, what, monkeypatch):
+    """With its name a patched file loses its overlay, which is no damage to who just found it."""
+    other = Vfs(Store.open(backing.path))
+    handle = vfs.open("f", os.O_RDONLY)
+    patch(other, "f", (b"NEW", 5))
+    time.sleep(0.05)
+    facts_of_fd, folded = vfs.marks.facts_of_fd, []
+
+    def meanwhile(fd):
+        if not folded:
+            folded.append(thaw(other.marks, "f"))
+        return facts_of_fd(fd)
+
+    monkeypatch.setattr(vfs.marks, "facts_of_fd", meanwhile)
+    expected = laid_over(DATA, (b"NEW", 5))
+    if what == "open":
+        assert slurp(vfs, "f") == expected
+    elif what == "read":
+        assert vfs.read(handle, SIZE, 0, "f") == expected
+    else:
+        assert vfs.attributes("f", handle if "handle" in what else None).size == SIZE
+    assert folded
+    vfs.release(handle, "f")
+    other.close()
+
+
 @pytest.mark.parametrize("what", ["remove", "rename"])
 def test_killed_while_it_loses_its_name(backing, vfs, frozen, what):
     backing.write("g", b"other")

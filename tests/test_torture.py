@@ -113,7 +113,7 @@ class TestKillsAndErrors:
         with pytest.raises(Difference, match="nothing that lmfs made"):
             crash.sweep(careless, folder)
 
-    @pytest.mark.parametrize("name", ["freeze", "freeze-model", "thaw", "cut"])
+    @pytest.mark.parametrize("name", ["freeze", "freeze-model", "thaw"])
     def test_nothing_is_renamed_before_it_is_on_the_disk(self, folder, name):
         """write, fsync, rename, fsync of the directory, unlink: in this order."""
         calls = crash.play(crash.SCENARIOS[name], folder, None).calls

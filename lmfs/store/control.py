@@ -226,7 +226,7 @@ class Control:
         try:
             self._socket.send(json.dumps({"do": "open"}).encode())
             data, fds, _, _ = socket.recv_fds(self._socket, _MESSAGE_BYTES, 1)
-            reply = json.loads(data)
+            reply = dict(json.loads(data))
             path = str(reply["path"]) if len(fds) == 1 else None
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._no_answer(error) from error

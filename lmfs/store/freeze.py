@@ -196,6 +196,13 @@ def _facts_to_read(marks: Marks, source: Source) -> Facts:
         time.sleep(_CLOCK_TICK_S)
         source.status = os.fstat(source.fd)
         facts = marks.facts_of_fd(source.fd)
+    if facts.state is State.DAMAGED and source.has_moved():
+        # With its name a patched file loses its overlay; who removes it holds no lock on it.
+        raise BusyError(
+            "file is in use",
+            where=source.store.shown_path(source.path),
+            got="somebody who removes or replaces it",
+        )
     return facts
 
 

@@ -24,7 +24,7 @@ import threading
 from collections.abc import Iterator
 
 from ..codecs.choose import Chooser
-from ..errors import BusyError, LmfsError
+from ..errors import BusyError, DamagedError, LmfsError
 from ..lmz import ChunkCache, LmzReader
 from .freeze import freeze, open_frozen, thaw
 from .marks import (
@@ -164,6 +164,12 @@ class Handles:
                     if not handle.writable:
                         handle.frozen = self._frozen_of(fd, status)
                         return handle
+            except DamagedError:
+                replaced = not os.fstat(fd).st_nlink  # and its overlay went with its name
+                os.close(fd)
+                if not replaced:
+                    raise
+                continue
             except BaseException:
                 os.close(fd)
                 raise
@@ -299,6 +305,16 @@ class Handles:
         handle = self._handle(number)
         if not handle.writable and path is not None and not os.fstat(handle.fd).st_nlink:
             self._follow(handle, path)
+        try:
+            return self._read(handle, size, offset)
+        except DamagedError:
+            # Replaced this moment, and its overlay went with its name?
+            if handle.writable or path is None or os.fstat(handle.fd).st_nlink:
+                raise
+            self._follow(handle, path)
+            return self._read(handle, size, offset)
+
+    def _read(self, handle: _Handle, size: int, offset: int) -> bytes:
         with self._borrowed(handle) as frozen:
             if frozen is None:
                 return os.pread(handle.fd, size, offset)

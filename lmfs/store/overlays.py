@@ -618,7 +618,9 @@ class Overlay:
             try:
                 yield
             finally:
-                lock_byte(self._fd, fcntl.F_UNLCK, _WRITE_BYTE)
+                # What was done is done; closing the file gives the lock back as well.
+                with contextlib.suppress(OSError):
+                    lock_byte(self._fd, fcntl.F_UNLCK, _WRITE_BYTE)
 
     def _damaged(self, what: str, expected: object, got: object) -> DamagedError:
         return DamagedError(

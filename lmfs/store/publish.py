@@ -171,12 +171,13 @@ class Replacement:
         self._catch_up()
         os.fsync(self._directory)
         reached("durable")
-        if overlay is not None:
-            with contextlib.suppress(OSError):  # then the next sweep does it
-                self._marks.overlays.drop(overlay, source.status.st_ino)
         if displaced:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # then the next sweep does it
                 os.unlink(self._temporary, dir_fd=self._directory)
+        if overlay is not None:
+            # Last: who finds no overlay any more sees that the file has no name any more.
+            with contextlib.suppress(OSError):
+                self._marks.overlays.drop(overlay, source.status.st_ino)
         reached("removed")
 
     def _keep_number(self) -> None:

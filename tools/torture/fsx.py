@@ -497,7 +497,13 @@ class Worker:
         key, file = found
         if self._is_open(file):
             return None  # what was opened while it had one name, the kernel caches by that name
-        os.link(self._path(key), self._path(target))
+        try:
+            os.link(self._path(key), self._path(target))
+        except OSError as error:
+            # It is thawed first, and the kernel tells the mount of a close when it likes.
+            if error.errno != errno.EBUSY:
+                raise
+            return f"{self._inner(key)} to {self._inner(target)}: busy"
         self._files[target] = file
         file.names.add(target)
         return f"{self._inner(key)} to {self._inner(target)}"
@@ -593,7 +599,11 @@ class Worker:
         found = self._some_file()
         if found is None:
             return None
-        outcome = thaw(self._marks, self._inner(found[0]))
+        try:
+            outcome = thaw(self._marks, self._inner(found[0]))
+        except BusyError:  # open for writing: what is patched stays so until it is closed
+            self.done["busy"] += 1
+            return f"{self._inner(found[0])}: busy"
         return f"{self._inner(found[0])}: {outcome.action.value}"
 
     def chmod(self) -> str | None:
