@@ -68,7 +68,7 @@ class Maker(NamedTuple):
 
 
 class _Leaving(NamedTuple):
-    """A name that is to go: its backing file, since when, and which thread was asked for it."""
+    """A name that is to go: the inode number it shows, since when, and which thread asked."""
 
     inode: int
     since: float
@@ -94,7 +94,7 @@ class Vfs:
         self.cache = ChunkCache(cache_bytes)
         self._files = Handles(self.marks, self.cache)
         # Open files without a name: by the last part of the one that stands for it, the inode
-        # number of the backing file; and by path, those that are still to lose theirs.
+        # number that it shows; and by path, those that are still to lose theirs.
         self._hidden: dict[str, int] = {}
         self._leaving: dict[str, _Leaving] = {}
         self._leaving_lock = threading.Lock()
@@ -345,7 +345,7 @@ class Vfs:
         so it goes when it is replaced, or before the next call that could see it, or soon.
         """
         self._refuse_private(path)
-        inode = self._stat(path).st_ino
+        inode = self._shown_inode(path)
         if self._files.number_of(inode) is None:
             return False
         with self._leaving_lock:
@@ -373,10 +373,17 @@ class Vfs:
                     if self._leaving.get(name) != entry:
                         continue
                     with contextlib.suppress(OSError):
-                        if self._stat(name).st_ino == entry.inode:
+                        # Frozen or thawed meanwhile it is another inode, but shows the same.
+                        if self._shown_inode(name) == entry.inode:
                             with self._losing_its_name(name):
                                 os.unlink(name, dir_fd=self.store.root_fd)
                     del self._leaving[name]
+
+    def _shown_inode(self, path: str) -> int:
+        status = self._stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            return status.st_ino
+        return self.marks.facts_of_path(path, status).inode
 
     def _hidden_handle(self, path: str) -> int | None:
         """A handle of the file that `path` stands for since it lost its name; None if of none.

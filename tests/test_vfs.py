@@ -183,6 +183,25 @@ class TestNames:
         assert vfs.list_xattrs("d/hidden1") == ["user.a"]
         vfs.release(handle)
 
+    @pytest.mark.parametrize("to", ["thawed", "frozen"])
+    def test_a_removed_file_that_another_process_replaced_does_not_come_back(
+        self, backing, vfs, to
+    ):
+        """Frozen or thawed in the moment before its name goes, it is another inode."""
+        path = backing.write_frozen("f", DATA)
+        if to == "frozen":
+            thaw(backing.marks, "f")
+        handle = vfs.open("f", os.O_RDONLY)
+        assert vfs.hide("f", "hidden1")
+        if to == "thawed":
+            thaw(backing.marks, "f")
+        else:
+            vfs.release(handle)
+            assert backing.freeze("f").reason is None
+        with contextlib.suppress(FileNotFoundError):
+            vfs.attributes("f")
+        assert not path.exists()
+
     def test_closed_files_are_not_hidden(self, backing, vfs):
         path = backing.write("f", DATA)
         assert not vfs.hide("f", "hidden1")

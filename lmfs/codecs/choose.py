@@ -30,6 +30,8 @@ MIN_PRIMER_GAIN = 0.01
 # Where the model would code fewer of so many chunks than this share, it codes none: who reads such
 # a text, a log mostly, is not to wait for the model because of its first chunk.
 MIN_MODEL_CHUNKS, MIN_MODEL_SHARE = 8, 0.25
+# If the model makes what is before that smaller by so much, the primer ends at model_primer_bytes.
+MIN_MODEL_LEAD = 0.05
 # Of text, at most this share is neither printable ASCII nor valid UTF-8 (old 8-bit texts pass).
 MAX_STRANGE = 0.10
 
@@ -181,7 +183,9 @@ class Chooser:
         """
         head = self._head(chunks, primer)
         best, without_model = self._try(chunks[:head], primer)
-        if head and 2 * sum(number >= _LM for number, _ in best) >= head:
+        # Of a log the model codes the very beginning, where there is nothing yet to repeat.
+        with_it, without = (sum(len(b) for _, b in c[head // 2 :]) for c in (best, without_model))
+        if head and with_it <= (1 - MIN_MODEL_LEAD) * without:
             assert self._level.model_primer_bytes is not None
             primer.shorten(self._level.model_primer_bytes)
         for all_, more in zip((best, without_model), self._try(chunks[head:], primer), strict=True):

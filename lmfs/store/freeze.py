@@ -91,7 +91,7 @@ def freeze(
     on_disk = status.st_blocks * 512
     try:
         _check_kind(status)
-        with Source(store, path, wait=False) as source:
+        with Source(store, path, wait=False) as source, _unless_moved(source):
             facts = _facts_to_read(marks, source)
             if source.status.st_ino == known_hot_inode:
                 facts = Facts(State.HOT, source.status.st_size, facts.inode)
@@ -148,7 +148,7 @@ def thaw(
     if not stat.S_ISREG(status.st_mode):
         reason = "not a regular file"
         return Outcome(path, Action.SKIPPED, status.st_size, on_disk, on_disk, reason)
-    with Source(store, path, wait=wait) as source:
+    with Source(store, path, wait=wait) as source, _unless_moved(source):
         facts = _facts_to_read(marks, source)
         on_disk += facts.overlay_blocks * 512
         if keep_bytes != 0:
@@ -196,14 +196,22 @@ def _facts_to_read(marks: Marks, source: Source) -> Facts:
         time.sleep(_CLOCK_TICK_S)
         source.status = os.fstat(source.fd)
         facts = marks.facts_of_fd(source.fd)
-    if facts.state is State.DAMAGED and source.has_moved():
-        # With its name a patched file loses its overlay; who removes it holds no lock on it.
+    return facts
+
+
+@contextlib.contextmanager
+def _unless_moved(source: Source) -> Iterator[None]:
+    """With its name a patched file loses its overlay; who removes it holds no lock on it."""
+    try:
+        yield
+    except DamagedError as error:
+        if not source.has_moved():
+            raise
         raise BusyError(
             "file is in use",
             where=source.store.shown_path(source.path),
             got="somebody who removes or replaces it",
-        )
-    return facts
+        ) from error
 
 
 def _was_written_to(marks: Marks, source: Source, facts: Facts) -> bool:
@@ -341,6 +349,7 @@ def _decode(
     hasher = blake3.blake3()
     if not size:
         return hasher.digest()
+    done = 0
     with _content(marks, source, facts) as (pread, _), open(os.dup(target), "wb") as file:
         for block in _blocks(lambda count, offset: pread(min(count, size - offset), offset)):
             hasher.update(block)
@@ -348,9 +357,17 @@ def _decode(
                 file.seek(len(block), os.SEEK_CUR)  # leaves a hole, as the file may have had
             else:
                 file.write(block)
+            done += len(block)
             if progress is not None:
                 progress(len(block))
         file.truncate(size)
+    if done != size:
+        raise BusyError(
+            "file is in use",
+            where=source.store.shown_path(source.path),
+            got="somebody who cut it while it was read",
+            do="try again later",
+        )
     if size == facts.base_size and facts.overlay is None:
         _compare_whole(marks, source, hasher.digest())
     return hasher.digest()

@@ -249,16 +249,15 @@ class Handles:
         return self._handle(number).fd
 
     def number_of(self, inode: int) -> int | None:
-        """An open handle of the backing file with this inode number, for writing if possible."""
+        """An open handle of the file that shows this inode number, for writing if possible."""
         with self._lock:
             handles = list(self._handles.items())
         found = None
         for number, handle in handles:
-            with contextlib.suppress(OSError):  # closed meanwhile
-                if os.fstat(handle.fd).st_ino == inode:
-                    found = number
-                    if handle.writable:
-                        break
+            if handle.inode == inode:
+                found = number
+                if handle.writable:
+                    break
         return found
 
     def facts(self, number: int) -> Facts:
