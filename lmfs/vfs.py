@@ -166,8 +166,8 @@ class Vfs:
                 facts = self._files.facts(handle)
             inode = facts.inode
             blocks += facts.overlay_blocks
-            if facts.state is not State.HOT:
-                size = facts.size
+            # Not the status's: another inode may have the name by now, one hot and one frozen.
+            size = facts.size
         return Attributes(
             mode=status.st_mode,
             inode=inode,

@@ -202,6 +202,29 @@ class TestNames:
             vfs.attributes("f")
         assert not path.exists()
 
+    @pytest.mark.parametrize("by_handle", [False, True])
+    def test_the_size_of_a_file_that_is_thawed_this_moment(
+        self, backing, vfs, by_handle, monkeypatch
+    ):
+        """What it is, is asked after what it measures: both must be of one inode."""
+        path = backing.write_frozen("f", DATA)
+        handle = vfs.open("f", os.O_RDONLY)
+        look, thawed = vfs.marks.facts_of_path, []
+        facts = vfs._files.facts
+
+        def meanwhile(*arguments):
+            if not thawed:
+                thawed.append(True)
+                vfs.thaw("f")
+                assert path.read_bytes() == DATA
+            return (facts if by_handle else look)(*arguments)
+
+        target = (vfs._files, "facts") if by_handle else (vfs.marks, "facts_of_path")
+        monkeypatch.setattr(*target, meanwhile)
+        assert vfs.attributes("f", handle if by_handle else None).size == len(DATA)
+        assert thawed == [True]
+        vfs.release(handle)
+
     def test_closed_files_are_not_hidden(self, backing, vfs):
         path = backing.write("f", DATA)
         assert not vfs.hide("f", "hidden1")
