@@ -67,6 +67,13 @@ class Maker(NamedTuple):
     umask: int = 0
 
 
+class _Hidden(NamedTuple):
+    """An open file without a name: the inode number it shows, and a handle of our own."""
+
+    inode: int
+    handle: int
+
+
 class _Leaving(NamedTuple):
     """A name that is to go: the inode number it shows, since when, and which thread asked."""
 
@@ -93,9 +100,9 @@ class Vfs:
         self.marks = Marks(store)
         self.cache = ChunkCache(cache_bytes)
         self._files = Handles(self.marks, self.cache)
-        # Open files without a name: by the last part of the one that stands for it, the inode
-        # number that it shows; and by path, those that are still to lose theirs.
-        self._hidden: dict[str, int] = {}
+        # Open files without a name, by the last part of the one that stands for it; and by path,
+        # those that are still to lose theirs.
+        self._hidden: dict[str, _Hidden] = {}
         self._leaving: dict[str, _Leaving] = {}
         self._leaving_lock = threading.Lock()
 
@@ -346,10 +353,11 @@ class Vfs:
         """
         self._refuse_private(path)
         inode = self._shown_inode(path)
-        if self._files.number_of(inode) is None:
+        number = self._files.keep_open(inode)
+        if number is None:
             return False
         with self._leaving_lock:
-            self._hidden[os.path.basename(name)] = inode
+            self._hidden[os.path.basename(name)] = _Hidden(inode, number)
             self._leaving[path] = _Leaving(inode, time.monotonic(), threading.get_ident())
         timer = threading.Timer(_LEAVING_S, self._settle, (path,))
         timer.daemon = True
@@ -385,26 +393,21 @@ class Vfs:
             return status.st_ino
         return self.marks.facts_of_path(path, status).inode
 
-    def _hidden_handle(self, path: str) -> int | None:
-        """A handle of the file that `path` stands for since it lost its name; None if of none.
-
-        raises: FileNotFoundError if it is closed
-        """
-        if not self._hidden:
+    def _hidden_handle(self, path: str, *, to_write: bool = False) -> int | None:
+        """A handle of the file that `path` stands for since it lost its name; None if of none."""
+        found = self._hidden.get(os.path.basename(path)) if self._hidden else None
+        if found is None:
             return None
-        inode = self._hidden.get(os.path.basename(path))
-        if inode is None:
-            return None
-        number = self._files.number_of(inode)
-        if number is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-        return number
+        number = self._files.number_of(found.inode) if to_write else None
+        return found.handle if number is None else number
 
     def remove_file(self, path: str) -> None:
-        inode = self._hidden.pop(os.path.basename(path), None)
-        if inode is not None:  # closed: so it was not replaced, or long ago
-            for name in [n for n, entry in self._leaving.copy().items() if entry.inode == inode]:
+        found = self._hidden.pop(os.path.basename(path), None)
+        if found is not None:  # closed: so it was not replaced, or long ago
+            leaving = self._leaving.copy().items()
+            for name in [n for n, entry in leaving if entry.inode == found.inode]:
                 self._settle(name, wait=False)
+            self._files.release(found.handle)
             return
         self._refuse_private(path)
         with self._losing_its_name(path):
@@ -481,7 +484,7 @@ class Vfs:
 
     def truncate(self, path: str, size: int, handle: int | None = None) -> None:
         if handle is None:
-            handle = self._hidden_handle(path)
+            handle = self._hidden_handle(path, to_write=True)
         if handle is None:
             self._refuse_private(path)
         self._files.truncate(path, size, handle)

@@ -183,24 +183,45 @@ class TestNames:
         assert vfs.list_xattrs("d/hidden1") == ["user.a"]
         vfs.release(handle)
 
-    @pytest.mark.parametrize("to", ["thawed", "frozen"])
-    def test_a_removed_file_that_another_process_replaced_does_not_come_back(
-        self, backing, vfs, to
-    ):
-        """Frozen or thawed in the moment before its name goes, it is another inode."""
+    def test_a_removed_file_that_another_process_thaws_does_not_come_back(self, backing, vfs):
+        """In the moment before its name goes it becomes another inode."""
         path = backing.write_frozen("f", DATA)
-        if to == "frozen":
-            thaw(backing.marks, "f")
         handle = vfs.open("f", os.O_RDONLY)
         assert vfs.hide("f", "hidden1")
-        if to == "thawed":
-            thaw(backing.marks, "f")
-        else:
-            vfs.release(handle)
-            assert backing.freeze("f").reason is None
+        thaw(backing.marks, "f")
         with contextlib.suppress(FileNotFoundError):
             vfs.attributes("f")
         assert not path.exists()
+        assert vfs.read(handle, len(DATA), 0, "hidden1") == DATA
+
+    def test_a_file_without_a_name_is_there_while_its_handles_come_and_go(self, backing, vfs):
+        backing.write("f", DATA)
+        handles = [vfs.open("f", os.O_RDWR) for _ in range(3)]
+        assert vfs.hide("f", "hidden1")
+        for handle in handles:
+            vfs.release(handle, "hidden1")
+            assert vfs.attributes("hidden1").size == len(DATA)
+        vfs.remove_file("hidden1")
+        assert vfs.statistics()["open_files"] == 0
+
+    def test_a_handle_that_is_closed_meanwhile_is_not_turned(self, backing, vfs, monkeypatch):
+        """Its descriptor's number may be that of another file by then."""
+        backing.write_frozen("f", DATA)
+        backing.write("g", b"another")
+        handle = vfs.open("f", os.O_RDONLY)
+        look, opened = vfs._files._open_handle, []
+
+        def meanwhile(*arguments):
+            found = look(*arguments)
+            if not opened:
+                opened.append(None)
+                vfs.release(handle)
+                opened[0] = vfs.open("g", os.O_RDONLY)
+            return found
+
+        monkeypatch.setattr(vfs._files, "_open_handle", meanwhile)
+        vfs.thaw("f")
+        assert vfs.read(opened[0], 100, 0, "g") == b"another"
 
     @pytest.mark.parametrize("by_handle", [False, True])
     def test_the_size_of_a_file_that_is_thawed_this_moment(

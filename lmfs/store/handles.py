@@ -55,7 +55,8 @@ class _Handle:
         self.writable = _writes(flags)
         self.appends = bool(flags & os.O_APPEND)
         self.frozen: _Frozen | None = None
-        self.lock = threading.Lock()  # held while the handle is turned to another file
+        self.closed = False
+        self.lock = threading.Lock()  # held while it is turned to another file, and closed
 
 
 class _Frozen:
@@ -248,6 +249,21 @@ class Handles:
         """The backing file's descriptor; the handle's, not the caller's to close."""
         return self._handle(number).fd
 
+    def keep_open(self, inode: int) -> int | None:
+        """One more handle, for reading, of a file that is open; None if none shows this number."""
+        with self._lock:
+            # Who is among the handles is not closed before we are done.
+            handle = next((h for h in self._handles.values() if h.inode == inode), None)
+            if handle is None:
+                return None
+            kept = _Handle(os.dup(handle.fd), inode, os.O_RDONLY)
+            kept.frozen = handle.frozen
+            if kept.frozen is not None:
+                kept.frozen.users += 1
+            number = next(self._numbers)
+            self._handles[number] = kept
+        return number
+
     def number_of(self, inode: int) -> int | None:
         """An open handle of the file that shows this inode number, for writing if possible."""
         with self._lock:
@@ -285,6 +301,7 @@ class Handles:
             elif handle.frozen is not None and handle.writable:
                 self._end_patching(handle, handle.frozen)
             self._drop_frozen(handle)
+            handle.closed = True
             os.close(handle.fd)
         if wrap and path is not None:
             self._wrap(path, inode)
@@ -481,7 +498,8 @@ class Handles:
         except (OSError, LmfsError):
             return  # removed, not replaced: its bytes remain readable
         with handle.lock:
-            if certain or successor.inode == handle.inode:
+            # A closed one's number may be another's by now.
+            if not handle.closed and (certain or successor.inode == handle.inode):
                 # The descriptor's number stays, so that a read in another thread stays valid.
                 os.dup2(successor.fd, handle.fd, inheritable=False)
                 with self._lock:
