@@ -60,6 +60,12 @@ def laid_over(data, *writes):
     return bytes(result)
 
 
+@pytest.fixture(autouse=True)
+def switched_on(monkeypatch):
+    """Also for the commands that tests start."""
+    monkeypatch.setenv(overlays.SWITCH, "1")
+
+
 @pytest.fixture
 def frozen(backing):
     return backing.write_frozen("f", DATA)
