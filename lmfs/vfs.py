@@ -415,18 +415,32 @@ class Vfs:
 
     @contextlib.contextmanager
     def _losing_its_name(self, path: str) -> Iterator[None]:
-        """Remove the overlay of a file that has no name afterwards; who has it open reads on."""
-        if not self.marks.is_patched(path):
+        """Whoever has a file open that loses its name reads on, and reads its newest bytes.
+
+        The overlay of a patched file goes with the name.
+        """
+        with contextlib.ExitStack() as afterwards, contextlib.ExitStack() as held:
+            if self._is_open_file(path):
+                held.enter_context(self.marks.overlays.commit())
+                with contextlib.suppress(FileNotFoundError):
+                    self._files.catch_up(path, self._shown_inode(path))
+            if self.marks.is_patched(path):
+                fd = os.open(path, os.O_PATH | os.O_NOFOLLOW, dir_fd=self.store.root_fd)
+                afterwards.callback(os.close, fd)
+                self._files.keep_overlay(fd)
+                afterwards.callback(self._drop_overlay, fd)
             yield
-            return
-        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW, dir_fd=self.store.root_fd)
+
+    def _is_open_file(self, path: str) -> bool:
         try:
-            self._files.keep_overlay(fd)
-            yield
-            if not os.fstat(fd).st_nlink:
-                drop_overlay(self.marks, fd)
-        finally:
-            os.close(fd)
+            is_file = stat.S_ISREG(self._stat(path).st_mode)
+            return is_file and self._files.number_of(self._shown_inode(path)) is not None
+        except FileNotFoundError:
+            return False
+
+    def _drop_overlay(self, fd: int) -> None:
+        if not os.fstat(fd).st_nlink:
+            drop_overlay(self.marks, fd)
 
     def remove_directory(self, path: str) -> None:
         self._refuse_private(path)

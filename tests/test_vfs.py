@@ -15,8 +15,9 @@ from lmfs.errors import DamagedError
 from lmfs.store import handles
 from lmfs.store.freeze import thaw
 from lmfs.store.overlays import SWITCH
+from lmfs.store.store import Store
 from lmfs.store.system import RENAME_EXCHANGE, RENAME_NOREPLACE
-from lmfs.vfs import Maker
+from lmfs.vfs import Maker, Vfs
 
 DATA = text(20 * CHUNK + 5)
 
@@ -194,6 +195,43 @@ class TestNames:
             vfs.attributes("f")
         assert not path.exists()
         assert vfs.read(handle, len(DATA), 0, "hidden1") == DATA
+
+    @pytest.mark.parametrize("how", ["removed", "replaced", "at once"])
+    def test_who_read_before_another_process_thawed_reads_what_was_written_since(
+        self, backing, vfs, how
+    ):
+        """Its name, by which alone it could be found, goes before anybody read again."""
+        backing.write_frozen("f", DATA)
+        reader = vfs.open("f", os.O_RDONLY)
+        thaw(backing.marks, "f")
+        writer = vfs.open("f", os.O_WRONLY | os.O_TRUNC)
+        vfs.write(writer, b"NEW", 0)
+        name = "f"
+        if how == "at once":
+            vfs.remove_file("f")
+        else:
+            name = "hidden1"
+            assert vfs.hide("f", name)
+        if how == "replaced":
+            backing.write("g", b"another")
+            vfs.rename("g", "f")
+        elif how == "removed":
+            vfs.list_directory(".")
+            time.sleep(0.5)
+        assert vfs.read(reader, 100, 0, name) == b"NEW"
+        assert vfs.attributes(name, reader).size == 3
+
+    def test_who_could_not_follow_gets_no_old_bytes(self, backing, vfs):
+        """Another mount wrote and removed it; nobody told this one."""
+        other = Vfs(Store.open(backing.path))
+        backing.write_frozen("f", DATA)
+        reader = vfs.open("f", os.O_RDONLY)
+        other.thaw("f")
+        (backing.path / "f").write_bytes(b"NEW")
+        other.remove_file("f")
+        with pytest.raises(OSError, match="Stale"):
+            vfs.read(reader, 100, 0, "f")
+        other.close()
 
     def test_a_file_without_a_name_is_there_while_its_handles_come_and_go(self, backing, vfs):
         backing.write("f", DATA)

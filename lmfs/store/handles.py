@@ -36,6 +36,7 @@ from .marks import (
     gives_magic,
     looks_frozen,
     patched_mark,
+    was_replaced,
 )
 from .overlays import Overlay, begin_writing, end_writing, has_writers
 
@@ -319,16 +320,25 @@ class Handles:
     def read(self, number: int, size: int, offset: int, path: str | None = None) -> bytes:
         """At most `size` bytes from `offset`; fewer only at the end of the file."""
         handle = self._handle(number)
-        if not handle.writable and path is not None and not os.fstat(handle.fd).st_nlink:
-            self._follow(handle, path)
+        self._follow_if_replaced(handle, path)
         try:
             return self._read(handle, size, offset)
         except DamagedError:
             # Replaced this moment, and its overlay went with its name?
             if handle.writable or path is None or os.fstat(handle.fd).st_nlink:
                 raise
-            self._follow(handle, path)
+            self._follow_if_replaced(handle, path)
             return self._read(handle, size, offset)
+
+    def _follow_if_replaced(self, handle: _Handle, path: str | None) -> None:
+        """raises: OSError (ESTALE) if its file was replaced and then removed behind our back"""
+        if handle.writable or not _is_nameless(handle.fd):
+            return
+        if path is not None:
+            self._follow(handle, path)
+        if _is_nameless(handle.fd) and was_replaced(handle.fd):
+            # What was written to what replaced it is lost to us: not to be shown without that.
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
 
     def _read(self, handle: _Handle, size: int, offset: int) -> bytes:
         with self._borrowed(handle) as frozen:
@@ -422,6 +432,18 @@ class Handles:
                 frozen.overlay.sync()
                 data_only = False  # the mark that names the overlay counts as data
         (os.fdatasync if data_only else os.fsync)(handle.fd)
+
+    def catch_up(self, path: str, inode: int) -> None:
+        """Turn handles whose file was replaced to what shows their number under its name now.
+
+        Before it loses that name, by which alone they would find it. Needs the commit lock, so
+        that it is not replaced once more.
+        """
+        with self._lock:
+            handles = [handle for handle in self._handles.values() if handle.inode == inode]
+        for handle in handles:
+            if not handle.writable and _is_nameless(handle.fd):
+                self._follow(handle, path)
 
     def keep_overlay(self, fd: int) -> None:
         """Have the handles of a file that loses its name know its overlay, while that has one."""
@@ -567,6 +589,14 @@ def _writes(flags: int) -> bool:
 
 def _backing_flags(flags: int) -> int:
     return flags & ~_DROPPED_FLAGS | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def _is_nameless(fd: int) -> bool:
+    """True if a descriptor's file has lost its name, or the descriptor is closed by now."""
+    try:
+        return not os.fstat(fd).st_nlink
+    except OSError:
+        return True
 
 
 def _must_wrap(fd: int) -> bool:

@@ -1,6 +1,7 @@
 """Marks: how a regular file of a store is told to be hot, frozen, patched or damaged.
 
-Owns: the xattrs `user.lmfs.frozen` and `user.lmfs.plain`, and the rules below. Imports
+Owns: the xattrs `user.lmfs.frozen`, `user.lmfs.plain` and `user.lmfs.replaced` (on an inode that
+another one has replaced, for those who have it open), and the rules below. Imports
 `overlays`, lmfs.container and lower. Any thread may call it.
 
 A frozen file carries three marks: the magic of a frozen container at its beginning; a checked
@@ -44,6 +45,7 @@ from .store import Store
 
 FROZEN_MARK = "user.lmfs.frozen"
 PLAIN_MARK = "user.lmfs.plain"
+REPLACED_MARK = "user.lmfs.replaced"
 PREFIX = "user.lmfs."
 
 _VALUE = struct.Struct("<8sQ")
@@ -286,6 +288,17 @@ def gives_magic(data: bytes, offset: int) -> bool:
     """True if writing this can give a file the beginning of a frozen one."""
     part = Kind.FROZEN.value[offset : offset + len(data)]
     return bool(part) and data[: len(part)] == part
+
+
+def say_replaced(fd: int) -> None:
+    """Mark an inode whose name another one has taken over; where that cannot be, it is not."""
+    with contextlib.suppress(OSError):
+        os.setxattr(fd, REPLACED_MARK, b"1")
+
+
+def was_replaced(fd: int) -> bool:
+    """True if what is true of the file since may not be true of this inode. raises: OSError"""
+    return _get_xattr(fd, REPLACED_MARK) is not None
 
 
 def looks_frozen(fd: int) -> bool:

@@ -32,7 +32,7 @@ from typing import NamedTuple
 
 from ..errors import BusyError
 from .inodes import KEPT_MARK
-from .marks import PREFIX, Marks
+from .marks import PREFIX, Marks, say_replaced
 from .store import Store
 from .system import Lease, exchange_or_rename
 
@@ -168,6 +168,7 @@ class Replacement:
                 raise self._changed()
         self.published = True
         reached("swapped")
+        say_replaced(source.fd)
         self._catch_up()
         os.fsync(self._directory)
         reached("durable")
