@@ -19,15 +19,15 @@ from lmfs.native import Vocabulary
 from lmfs.tokenizer import Tokenizer
 
 WEIGHTS = {
-    "wiki.txt": 0.40,
-    "books.txt": 0.26,
-    "code.py.txt": 0.18,
-    "logs.txt": 0.05,
+    "wiki.txt": 0.38,
+    "books.txt": 0.32,
+    "code.py.txt": 0.17,
+    "logs.txt": 0.02,
     "json.txt": 0.02,
-    "man.txt": 0.03,
+    "man.txt": 0.04,
     "pod.txt": 0.03,
     "debian-handbook.html": 0.01,
-    "foldoc.txt": 0.02,
+    "foldoc.txt": 0.01,
 }
 WATCHED = ("wiki.txt", "books.txt", "code.py.txt")
 WATCHED_BYTES = 256 << 10

@@ -8,7 +8,8 @@ zero with each piece, as a decoder starts with each chunk.
 
     python -m lmfs_tools.corpus CORPUS VOCAB.json WORK    (once)
     python -m lmfs_tools.train WORK --tokens 40e6         (again to resume)
-    python -m lmfs_tools.train WORK --start-from X.lmm    (from the weights of a package)
+    python -m lmfs_tools.train WORK --start-from X.lmm    (from the weights of a package; its
+                                                           dead hidden units begin anew)
 
 Writes WORK/checkpoint.pt every few minutes, WORK/log.jsonl, WORK/best.pt at the end.
 """
@@ -136,6 +137,32 @@ def rate(seen: float, step: int, s: Settings) -> float:
 
 
 @torch.no_grad()
+def revive(model: ExactModel, tokens: Tensor, least: float = 1e-3) -> list[int]:
+    """Have hidden units that fire at fewer than `least` of these tokens begin anew; counts.
+
+    A unit below zero everywhere gets no gradient, for good. Its new weights are random ones, and
+    nothing follows from it at first, so that the model computes what it did.
+    """
+    fired: list[Tensor] = []
+    hooks = [
+        layer.down.register_forward_pre_hook(lambda _, x: fired.append((x[0] > 0).float()))
+        for layer in model.layers
+    ]
+    model(tokens, model.initial_state(len(tokens)))
+    for hook in hooks:
+        hook.remove()
+    counts = []
+    for layer, firing in zip(model.layers, fired, strict=True):
+        dead = firing.mean((0, 1)) < least
+        counts.append(int(dead.sum()))
+        fresh_std = 0.7 * layer.up.weight.shape[1] ** -0.5  # as in exact_model.Layer
+        layer.up.weight[dead] = torch.randn_like(layer.up.weight[dead]) * fresh_std
+        layer.up.bias[dead] = 0
+        layer.down.weight[:, dead] = 0
+    return counts
+
+
+@torch.no_grad()
 def evaluate(model: ExactModel, folder: pathlib.Path, quantised: bool) -> dict[str, float]:
     """Bits per byte of each prepared dev sample, every chunk from the initial state."""
     result = {}
@@ -192,6 +219,8 @@ def main() -> None:
         step, seen = checkpoint["step"], checkpoint["seen"]
         print(f"resumed at step {step}, {seen / 1e6:.1f} M tokens", flush=True)
     streams = Streams(args.work / "tokens", s.rows, s.seed + step)
+    if args.start_from and not saved.exists():
+        print(f"hidden units that never fired: {revive(model, streams.next()[0])}", flush=True)
     states: list = [model.initial_state(s.micro_rows) for _ in range(s.rows // s.micro_rows)]
 
     def save() -> None:
