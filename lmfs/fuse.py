@@ -29,6 +29,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from .archive import Archive
 from .errors import DamagedError, LmfsError, MountError, UsageError
 from .store.control import ControlServer
+from .store.freezing import NO_WISHES, Wishes
 from .store.store import Store
 from .store.walk import sweep_tree
 from .vfs import DEFAULT_CACHE_BYTES, Maker, Vfs
@@ -69,10 +70,14 @@ _R = TypeVar("_R")
 
 @dataclass(frozen=True)
 class MountOptions:
-    """How to mount. `extra` are options that libfuse or the kernel know, like allow_other."""
+    """How to mount. `extra` are options that libfuse or the kernel know, like allow_other.
+
+    wishes: for `lmfs freeze`, when it works through this mount
+    """
 
     read_only: bool = False
     cache_bytes: int = DEFAULT_CACHE_BYTES
+    wishes: Wishes = NO_WISHES
     extra: dict[str, str | bool] = field(default_factory=dict)
 
 
@@ -204,6 +209,7 @@ class _Operations:
             self._vfs = content
         self._mountpoint = mountpoint
         self._read_only = options.read_only
+        self._wishes = options.wishes
         self._on_ready = on_ready
         self._is_root = os.geteuid() == 0
         self._control: ControlServer | None = None
@@ -252,7 +258,9 @@ class _Operations:
             _log.exception("%s does not answer", self._mountpoint)
             return
         try:
-            self._control = ControlServer(device, self._store, self._mountpoint, self._request)
+            self._control = ControlServer(
+                device, self._store, self._mountpoint, self._request, self._wishes
+            )
         except OSError:
             _log.exception("no control socket for %s", self._mountpoint)
         self.ready = True
@@ -309,6 +317,7 @@ class _Operations:
             "memory_bytes": int(pages) * os.sysconf("SC_PAGE_SIZE"),
             "calls": dict(sorted(self.counts.copy().items())),
             "paused": self._paused is not None,
+            "freezing": self._wishes.as_dict(),
             "refused": self.refused,
             "bugs": self.bugs,
         } | self._vfs.statistics()

@@ -12,7 +12,11 @@ import time
 import pytest
 from backing import CHUNK, Backing, mount, run_lmfs, text, unmount
 
-from lmfs.store.control import Control, mounts, runtime_directory
+from lmfs.cli.mount import LEVEL_NUMBERS
+from lmfs.codecs.choose import LEVELS
+from lmfs.errors import ModelError, UsageError
+from lmfs.store.control import Control, mount_of, mounts, runtime_directory
+from lmfs.store.freezing import Wishes
 
 DATA = text(40 * CHUNK + 5)
 
@@ -204,11 +208,52 @@ class TestOptions:
         assert f"got {option}" in done.stderr
         assert not (tmp_path / ".lmfs").exists()
 
-    @pytest.mark.parametrize("option", ["level=6", "model=base-1", "chunk=65536"])
-    def test_what_freezing_is_told(self, tmp_path, option):
+    def test_what_freezing_is_told(self, fresh):
+        """How files are frozen through a mount, unless the command says otherwise."""
+        backing, point = fresh
+        data = text(100_000)
+        for name in "abcd":
+            backing.write(name, data)
+        mount(backing.path, point, "-o", "level=3,model=none,chunk=8192")
+        with Control(mount_of(str(point))) as control:
+            assert control.ask("stats")["freezing"] == {"level": 3, "model": "none", "chunk": 8192}
+
+        def codecs(name, *options):
+            assert run_lmfs("freeze", *options, point / name).returncode == 0
+            return os.getxattr(point / name, "user.lmfs.codecs").decode()
+
+        assert codecs("a") == "zstd=13"
+        assert codecs("b", "--chunk-size=50000") == "zstd=2"
+        assert codecs("c", "--model") == "mix=13"
+        unmount(point)
+        assert run_lmfs("freeze", "--no-model", backing.path / "d").returncode == 0
+        mount(backing.path, point)
+        assert os.getxattr(point / "d", "user.lmfs.codecs") == b"zstd=7"
+
+    @pytest.mark.parametrize("option", ["level=10", "level=0", "chunk=0", "chunk=64K", "model="])
+    def test_what_freezing_cannot_be_told(self, tmp_path, option):
         done = run_lmfs("mount", tmp_path, "-o", option)
         assert done.returncode == 2
-        assert "lmfs freeze --" in done.stderr
+        assert "level=1 to 9, model=NAME|ID|none, chunk=1 to" in done.stderr
+
+    def test_a_model_that_is_not_here(self, tmp_path):
+        for name, code in (("base-0", ModelError.exit_code), ("0" * 32, 6)):
+            done = run_lmfs("mount", tmp_path, "-o", f"model={name}")
+            assert done.returncode == code
+            assert name in done.stderr
+
+    @pytest.mark.parametrize(
+        "said", [{"level": 11}, {"level": "6"}, {"level": True}, {"chunk": -1}, {"model": 3}]
+    )
+    def test_a_mount_of_another_version(self, said):
+        with pytest.raises(UsageError):
+            Wishes.read(said)
+
+    def test_wishes(self):
+        assert list(LEVEL_NUMBERS) == list(LEVELS)
+        assert Wishes.read(None) == Wishes.read({"later": 1}) == Wishes()
+        wishes = Wishes(3, "none", 5)
+        assert Wishes.read(wishes.as_dict()) == wishes
 
     def test_auto_unmount(self, fresh):
         backing, point = fresh

@@ -16,6 +16,7 @@ from rich.filesize import decimal
 
 from ..errors import LmfsError
 from ..store.freeze import Action, Outcome
+from ..store.freezing import Wishes
 from ..store.locate import Place, locate
 from ..store.marks import Marks
 from ..store.publish import sweep
@@ -24,8 +25,8 @@ from . import exit_code, message, printable
 from .progress import ByteProgress
 
 Job = Callable[[Marks, str, Callable[[int], None]], Outcome]
-# Told of all files of a path before the first is done.
-Begin = Callable[[Marks, list[tuple[str, os.stat_result]]], Job]
+# Told of all files of a path, and what the mount wishes, before the first is done.
+Begin = Callable[[Marks, list[tuple[str, os.stat_result]], Wishes], Job]
 
 
 class _Tally:
@@ -87,7 +88,7 @@ def _run_place(
     total = sum(status.st_size for _, status in files)
     try:
         _sweep(marks, place.path)
-        job = begin(marks, files)
+        job = begin(marks, files, place.wishes)
         with ByteProgress(verb, total) as progress:
             for file, _ in files:
                 name = shown if file == place.path else f"{shown}/{_below(file, place.path)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.filesize import decimal
@@ -14,9 +14,13 @@ from ..codecs.choose import DEFAULT_LEVEL, LEVELS, Chooser
 from ..container import DEFAULT_CHUNK_SIZE
 from ..store.families import Families
 from ..store.freeze import Outcome, freeze
-from ..store.freezing import freezing_model
+from ..store.freezing import Wishes, freezing_model, model_called
 from ..store.marks import Marks
+from ..store.store import Store
 from . import files
+
+if TYPE_CHECKING:
+    from ..models.package import ModelPackage
 
 app = typer.Typer()
 
@@ -25,20 +29,31 @@ app = typer.Typer()
 def command(
     paths: Annotated[list[str], typer.Argument(help="Files, and directories with all in them.")],
     model: Annotated[
-        bool, typer.Option(help="Use the language model; without it zstd does what it can.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--model/--no-model",
+            help="Use the store's language model; without one zstd does what it can. "
+            "[default: --model]",
+            show_default=False,
+        ),
+    ] = None,
     level: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=1,
             max=9,
             help="1 and 2: zstd only. 3 and 4: prediction without the model, for logs. 5 to 9: "
-            "with the model, where it saves 15 %, 3 %, 1 %, or anything at all.",
+            "with the model, where it saves 15 %, 3 %, 1 %, or anything at all. "
+            f"[default: {DEFAULT_LEVEL}]",
         ),
-    ] = DEFAULT_LEVEL,
+    ] = None,
     chunk_size: Annotated[
-        int, typer.Option(help="Bytes a chunk: smaller reads faster, larger packs better.")
-    ] = DEFAULT_CHUNK_SIZE,
+        int | None,
+        typer.Option(
+            help="Bytes a chunk: smaller reads faster, larger packs better. "
+            f"[default: {DEFAULT_CHUNK_SIZE}]"
+        ),
+    ] = None,
     shared: Annotated[
         bool,
         typer.Option(
@@ -54,14 +69,18 @@ def command(
     Paths may lie below a mount or in a backing directory, mounted or not; a directory that is
     no store yet becomes one. A file is replaced only after its frozen form was read back from the
     disk and found equal. Left alone are files that are open, that have several hard links, that
-    are sparse, and those that would not become smaller.
+    are sparse, and those that would not become smaller. What is not said here a mount may have
+    been told: `lmfs mount -o level=N,model=NAME,chunk=BYTES`.
     """
     plans: list[Families] = []
 
-    def begin(marks: Marks, found: list[tuple[str, os.stat_result]]) -> files.Job:
-        package = freezing_model(marks.store) if model and LEVELS[level].mixer else None
-        chooser = Chooser(package, level)
-        families = Families(marks, found, chooser, package, chunk_size=chunk_size)
+    def begin(marks: Marks, found: list[tuple[str, os.stat_result]], wishes: Wishes) -> files.Job:
+        chosen = level or wishes.level or DEFAULT_LEVEL
+        size = DEFAULT_CHUNK_SIZE if wishes.chunk is None else wishes.chunk
+        size = size if chunk_size is None else chunk_size
+        package = _model(marks.store, model, wishes) if LEVELS[chosen].mixer else None
+        chooser = Chooser(package, chosen)
+        families = Families(marks, found, chooser, package, chunk_size=size)
         plans.append(families)
 
         def job(marks: Marks, path: str, progress: Callable[[int], None]) -> Outcome:
@@ -72,7 +91,7 @@ def command(
                 families.chooser(path) if shared else chooser,
                 model=package,
                 primers=families.primers,
-                chunk_size=chunk_size,
+                chunk_size=size,
                 progress=progress,
             )
 
@@ -86,6 +105,14 @@ def command(
         return [f"and made {some}, {decimal(sum(sizes))}, which many of them follow"]
 
     files.run("froze", paths, begin, create=True, verbose=verbose, also=made)
+
+
+def _model(store: Store, asked: bool | None, wishes: Wishes) -> ModelPackage | None:
+    if asked is False:
+        return None
+    if asked is None and wishes.model is not None:
+        return model_called(store, wishes.model)
+    return freezing_model(store)
 
 
 def _say_paused() -> None:

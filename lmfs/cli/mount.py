@@ -12,9 +12,11 @@ from typing import Annotated, Any
 import typer
 
 from ..codecs.threads import MAX_THREADS, limit_threads, thread_count
+from ..container import MAX_CHUNK_SIZE
 from ..errors import LmfsError, MountError, UsageError
 from ..lmz.ahead import MAX_AHEAD, limit_ahead
 from ..store.control import mount_of
+from ..store.freezing import LEVEL_NUMBERS, Wishes, model_called
 from ..store.store import Store
 from . import exit_code, message
 from .logs import start_logging
@@ -39,13 +41,12 @@ _NUMBERS = {
     "readahead": range(MAX_AHEAD + 1),
     "uid": range((1 << 32) - 1),
     "gid": range((1 << 32) - 1),
+    "level": LEVEL_NUMBERS,
+    "chunk": range(1, MAX_CHUNK_SIZE + 1),
 }
 _UMASK = re.compile(r"0?[0-7]{1,3}")
 # What one may look for here, and where it is.
 _ELSEWHERE = {
-    "level": "`lmfs freeze --level N` says how files are frozen",
-    "model": "`lmfs freeze --no-model` says how files are frozen",
-    "chunk": "`lmfs freeze --chunk-size BYTES` says how files are frozen",
     "remount": "unmount it and mount it again",
     "bind": "bind the mountpoint once it is mounted",
 }
@@ -68,7 +69,8 @@ def command(
             "-o",
             help="ro, allow_other, auto_unmount, uid=N, gid=N, umask=OCTAL, noatime, noexec, ... "
             "as mount(8) has them; cachesize=MB, threads=N, readahead=CHUNKS (0 to 16), "
-            "logfile=PATH, logformat=json.",
+            "logfile=PATH, logformat=json; level=1 to 9, model=NAME|ID|none, chunk=BYTES, for "
+            "`lmfs freeze` on this mount where it is not told otherwise.",
         ),
     ] = None,
     cache_mb: Annotated[
@@ -105,6 +107,8 @@ def mount(
     backing = os.path.realpath(backing)
     target = backing if mountpoint is None else os.path.realpath(mountpoint)
     content: Store | str
+    settings = dict(settings)
+    wishes = _take_wishes(settings)
     if os.path.isfile(backing):
         if mountpoint is None:
             raise UsageError("no mountpoint", where=backing, do="name an empty directory")
@@ -113,11 +117,29 @@ def mount(
     else:
         _check(backing, target)
         content = Store.create(backing) if "ro" not in settings else Store.open(backing)
+        if wishes.model is not None:
+            model_called(content, wishes.model)  # refused now rather than when files are frozen
     if foreground:
         start_logging(settings, background=False)
-        _serve(content, target, settings, lambda: print(f"lmfs: mounted on {target}", flush=True))
+        _serve(
+            content,
+            target,
+            settings,
+            wishes,
+            lambda: print(f"lmfs: mounted on {target}", flush=True),
+        )
     else:
-        _serve_in_background(content, target, settings)
+        _serve_in_background(content, target, settings, wishes)
+
+
+def _take_wishes(settings: dict[str, str | bool]) -> Wishes:
+    """Take what is said about freezing out of the settings."""
+    numbers = {name: settings.pop(name, None) for name in ("level", "chunk")}
+    model = settings.pop("model", None)
+    return Wishes(
+        model=None if model is None else str(model),
+        **{name: None if value is None else int(value) for name, value in numbers.items()},
+    )
 
 
 def parse_options(text: str, *, sloppy: bool = False) -> dict[str, str | bool]:
@@ -139,14 +161,15 @@ def parse_options(text: str, *, sloppy: bool = False) -> dict[str, str | bool]:
             settings[name] = value
         elif name == "logfile" and value:
             settings[name] = os.path.abspath(value)
-        elif option in ("logformat=plain", "logformat=json"):
+        elif (name == "model" and value) or option in ("logformat=plain", "logformat=json"):
             settings[name] = value
         elif not sloppy:
             raise UsageError(
                 "mount option",
                 expected=f"ro, cachesize=MB, threads=1 to {MAX_THREADS}, readahead=0 to "
                 f"{MAX_AHEAD} (chunks), uid=N, gid=N, umask=OCTAL, logfile=PATH, "
-                f"logformat=plain|json, {', '.join(_PASSED)}",
+                f"logformat=plain|json, level=1 to 9, model=NAME|ID|none, chunk=1 to "
+                f"{MAX_CHUNK_SIZE}, {', '.join(_PASSED)}",
                 got=option,
                 do=_ELSEWHERE.get(name),
             )
@@ -208,11 +231,16 @@ def _check_directory(what: str, path: str) -> None:
 
 
 def _serve(
-    content: Store | str, target: str, settings: dict[str, str | bool], on_ready: Any
+    content: Store | str,
+    target: str,
+    settings: dict[str, str | bool],
+    wishes: Wishes,
+    on_ready: Any,
 ) -> None:
     # Loads libfuse, numpy and more, some of which start threads: never before the fork.
     from ..archive import Archive
     from ..fuse import MountOptions, serve
+    from ..vfs import DEFAULT_CACHE_BYTES
 
     extra = dict(settings)
     read_only = bool(extra.pop("ro", False))
@@ -224,10 +252,8 @@ def _serve(
     if "readahead" in extra:
         limit_ahead(int(extra.pop("readahead")))
     thread_count()  # nonsense in the environment is refused now, not at the first read
-    if size is None:
-        options = MountOptions(read_only=read_only, extra=extra)
-    else:
-        options = MountOptions(read_only=read_only, cache_bytes=int(size) << 20, extra=extra)
+    cache = DEFAULT_CACHE_BYTES if size is None else int(size) << 20
+    options = MountOptions(read_only=read_only, cache_bytes=cache, wishes=wishes, extra=extra)
     # Modes are the kernel's to mask, with the umask of who makes a file.
     os.umask(0)
     if isinstance(content, Store):
@@ -239,13 +265,13 @@ def _serve(
 
 
 def _serve_in_background(
-    content: Store | str, target: str, settings: dict[str, str | bool]
+    content: Store | str, target: str, settings: dict[str, str | bool], wishes: Wishes
 ) -> None:
     """Fork; return when the mount answers, raise what the child raised."""
     ours, theirs = os.pipe()
     if os.fork() == 0:
         os.close(ours)
-        os._exit(_be_child(content, target, settings, theirs))
+        os._exit(_be_child(content, target, settings, wishes, theirs))
     os.close(theirs)
     if isinstance(content, Store):
         content.close()
@@ -260,7 +286,13 @@ def _serve_in_background(
     raise typer.Exit(failed["exit_code"])
 
 
-def _be_child(content: Store | str, target: str, settings: dict[str, str | bool], pipe: int) -> int:
+def _be_child(
+    content: Store | str,
+    target: str,
+    settings: dict[str, str | bool],
+    wishes: Wishes,
+    pipe: int,
+) -> int:
     answered = False
 
     def on_ready() -> None:
@@ -276,7 +308,7 @@ def _be_child(content: Store | str, target: str, settings: dict[str, str | bool]
 
     os.setsid()
     try:
-        _serve(content, target, settings, on_ready)
+        _serve(content, target, settings, wishes, on_ready)
     except (LmfsError, OSError) as error:
         if not answered:
             said = {"message": message(error), "exit_code": exit_code(error)}

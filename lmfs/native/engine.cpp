@@ -24,14 +24,21 @@ public:
           mixed_(kRows * width_),
           squares_(kRows * model.padded_hidden()),
           n_(members * kRows * width_),
-          operand_(members * kRows * width_) {}
+          operand_(members * kRows * width_),
+          quads_(kRows * model.padded_hidden() / kQuad),
+          fired_(members * quads_) {}
 
     std::size_t members() const { return members_; }
 
     Scratch view(std::size_t member) {
         const std::size_t own = member * kRows * width_;
-        return {x_.data(),       gates_.data(),   mixed_.data(),
-                squares_.data(), n_.data() + own, operand_.data() + own};
+        return {x_.data(),
+                gates_.data(),
+                mixed_.data(),
+                squares_.data(),
+                fired_.data() + member * quads_,
+                n_.data() + own,
+                operand_.data() + own};
     }
 
 private:
@@ -43,6 +50,8 @@ private:
     AlignedVector<std::uint8_t> squares_;
     AlignedVector<std::int8_t> n_;
     AlignedVector<std::uint8_t> operand_;
+    std::size_t quads_;
+    AlignedVector<std::uint16_t> fired_;
 };
 
 Lanes Lanes::select(const std::int64_t* lanes, std::size_t count) const {
@@ -209,6 +218,7 @@ public:
         std::vector<std::int8_t> n(kRows * width);
         std::vector<std::uint8_t> mixed(kRows * width), operand(kRows * width),
             squares(kRows * model.padded_hidden());
+        std::vector<std::uint16_t> fired(kRows * model.padded_hidden() / kQuad);
         for (const auto [count, time] : {std::pair<std::size_t, std::size_t>{7, 4},
                                          {3, 5},
                                          {1, 1},
@@ -216,8 +226,8 @@ public:
                                          {1, 32}}) {
             Lanes lanes(kSizes, count);
             isa.run({&view, count, time, lanes.from(0), tokens_, logits.data(), time,
-                     {x.data(), gates.data(), mixed.data(), squares.data(), n.data(),
-                      operand.data()},
+                     {x.data(), gates.data(), mixed.data(), squares.data(), fired.data(),
+                      n.data(), operand.data()},
                      {1, nullptr, nullptr},
                      0});
             const auto end = static_cast<std::ptrdiff_t>(count * time * kSizes.vocab);

@@ -36,8 +36,8 @@ struct Avx2Dot : AvxRegisters {
     // Keeps the compiler from adding in another order, for which the registers do not suffice.
     static void keep_order(__m256i& sum) { asm("" : "+x"(sum)); }
 
-    static std::size_t multiply(const Matrix& matrix, std::size_t block, const std::uint8_t* x,
-                                std::size_t, std::size_t, std::int32_t (*values)[kBlock]) {
+    static void multiply(const Matrix& matrix, std::size_t block, const std::uint8_t* x,
+                         std::int32_t* values) {
         const std::size_t quads = matrix.inputs / kQuad;
         const std::size_t grouped = matrix.grouped[block];
         const std::uint16_t* order = matrix.order + block * quads;
@@ -49,15 +49,32 @@ struct Avx2Dot : AvxRegisters {
             add_quads<kGroup>(x, order + quad, weights, total);
         for (; quad < quads; ++quad, weights += kQuad * kBlock)
             add_quads<1>(x, order + quad, weights, total);
+        store(matrix, block, total, values);
+    }
+
+    static void multiply_fired(const Matrix& matrix, std::size_t block, const std::uint8_t* x,
+                               const std::uint16_t* fired, std::size_t count,
+                               std::int32_t* values) {
+        const std::int8_t* weights = matrix.weights + block * matrix.inputs * kBlock;
+        __m256i total[kVectors];
+        for (__m256i& sum : total) sum = _mm256_setzero_si256();
+        std::size_t k = 0;
+        for (; k + 2 <= count; k += 2) {
+            const __m256i one = quad_at(x + fired[k]), two = quad_at(x + fired[k + 1]);
+            const std::int8_t* first = weights + fired[k] * kBlock;
+            const std::int8_t* second = weights + fired[k + 1] * kBlock;
 #pragma GCC unroll 8
-        for (std::size_t v = 0; v < kVectors; ++v) {
-            const std::size_t output = block * kBlock + v * 8;
-            const __m256i shifted = _mm256_sllv_epi32(total[v], load(matrix.left + output));
-            const __m256i sum = _mm256_add_epi32(shifted, load(matrix.bias + output));
-            _mm256_store_si256(reinterpret_cast<__m256i*>(values[0] + v * 8),
-                               _mm256_srav_epi32(sum, load(matrix.right + output)));
+            for (std::size_t v = 0; v < kVectors; ++v) {
+                const __m256i sum =
+                    _mm256_add_epi16(_mm256_maddubs_epi16(one, load(first + v * 32)),
+                                     _mm256_maddubs_epi16(two, load(second + v * 32)));
+                total[v] =
+                    _mm256_add_epi32(total[v], _mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
+            }
         }
-        return 1;
+        const std::uint16_t alone = 0;
+        if (k < count) add_quads<1>(x + fired[k], &alone, weights + fired[k] * kBlock, total);
+        store(matrix, block, total, values);
     }
 };
 

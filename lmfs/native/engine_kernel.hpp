@@ -1,8 +1,8 @@
 // The model's arithmetic, for one instruction set: included by engine_*.cpp, one each.
 //
 // A file that includes this one defines a Dot, whose multiply() gives the results of one block of
-// outputs for some rows and says for how many, at most kTile; all else here is written so that
-// compilers vectorise it. Everything has internal linkage, so that no function built for
+// outputs for a row, and multiply_fired() the same from those quads alone that are not all zeros;
+// all else here is written so that compilers vectorise it. Everything has internal linkage, so that no function built for
 // one instruction set can be linked in for another. The formulas are those of
 // tools/exact_model.py and tools/graphs.py, in integers; engine_model.hpp proves that none of
 // them can overflow. Shifts to the right round down, as C++20 defines them.
@@ -51,12 +51,36 @@ void wait_for_team(const Work& work) {
 template <class Dot, class Finish>
 void product(const Matrix& matrix, Share blocks, const std::uint8_t* x, std::size_t stride,
              std::size_t rows, const Finish& finish) {
-    alignas(64) std::int32_t values[Dot::kTile][kBlock];
+    alignas(64) std::int32_t values[kBlock];
     for (std::size_t block = blocks.first; block < blocks.last; ++block)
-        for (std::size_t row = 0; row < rows;) {
-            const std::size_t done =
-                Dot::multiply(matrix, block, x + row * stride, stride, rows - row, values);
-            for (std::size_t k = 0; k < done; ++k, ++row) finish(block, row, values[k]);
+        for (std::size_t row = 0; row < rows; ++row) {
+            Dot::multiply(matrix, block, x + row * stride, values);
+            finish(block, row, values);
+        }
+}
+
+// As product(), for rows of which most quads are zeros: `fired` takes which are not.
+template <class Dot, class Finish>
+void sparse_product(const Matrix& matrix, Share blocks, const std::uint8_t* x, std::size_t rows,
+                    std::uint16_t* fired, const Finish& finish) {
+    const std::size_t quads = matrix.inputs / kQuad;
+    std::size_t counts[kRows];
+    for (std::size_t row = 0; row < rows; ++row) {
+        std::size_t count = 0;
+        for (std::size_t quad = 0; quad < quads; ++quad) {
+            std::uint32_t bytes;
+            __builtin_memcpy(&bytes, x + row * matrix.inputs + quad * kQuad, sizeof bytes);
+            fired[row * quads + count] = static_cast<std::uint16_t>(quad * kQuad);
+            count += bytes != 0;
+        }
+        counts[row] = count;
+    }
+    alignas(64) std::int32_t values[kBlock];
+    for (std::size_t block = blocks.first; block < blocks.last; ++block)
+        for (std::size_t row = 0; row < rows; ++row) {
+            Dot::multiply_fired(matrix, block, x + row * matrix.inputs, fired + row * quads,
+                                counts[row], values);
+            finish(block, row, values);
         }
 }
 
@@ -180,18 +204,21 @@ void mix_time(const Work& work, std::size_t number) {
     keep_last(work, number, 0);
 }
 
-// x += matrix * operand, clipped.
-template <class Dot>
+// x += matrix * operand, clipped; most of the operand's quads are zeros if it is sparse.
+template <class Dot, bool Sparse>
 void add_product(const Work& work, const Matrix& matrix, const std::uint8_t* operand) {
     const std::size_t width = work.model->width;
-    product<Dot>(matrix, share_of(work, width / kBlock), operand, matrix.inputs,
-                 work.lanes * work.time,
-                 [&](std::size_t block, std::size_t row, const std::int32_t* values) {
-                     std::int16_t* x = work.scratch.x + row * width + block * kBlock;
-                     for (std::size_t o = 0; o < kBlock; ++o)
-                         x[o] = static_cast<std::int16_t>(
-                             clip(x[o] + values[o], -kResidualMax, kResidualMax));
-                 });
+    const std::size_t rows = work.lanes * work.time;
+    const Share blocks = share_of(work, width / kBlock);
+    const auto add = [&](std::size_t block, std::size_t row, const std::int32_t* values) {
+        std::int16_t* x = work.scratch.x + row * width + block * kBlock;
+        for (std::size_t o = 0; o < kBlock; ++o)
+            x[o] = static_cast<std::int16_t>(clip(x[o] + values[o], -kResidualMax, kResidualMax));
+    };
+    if constexpr (Sparse)
+        sparse_product<Dot>(matrix, blocks, operand, rows, work.scratch.fired, add);
+    else
+        product<Dot>(matrix, blocks, operand, matrix.inputs, rows, add);
     wait_for_team(work);
 }
 
@@ -213,7 +240,7 @@ void mix_channels(const Work& work, std::size_t number) {
                  });
     wait_for_team(work);
     keep_last(work, number, 1);
-    add_product<Dot>(work, layer.down, scratch.squares);
+    add_product<Dot, true>(work, layer.down, scratch.squares);
 }
 
 template <class Dot>
@@ -262,7 +289,7 @@ void run(const Work& work) {
         work.state.token[lane] = work.tokens[lane * work.stride + work.time - 1];
     for (std::size_t number = 0; number < model.layers; ++number) {
         mix_time<Dot>(work, number);
-        add_product<Dot>(work, model.layer[number].out, work.scratch.mixed);
+        add_product<Dot, false>(work, model.layer[number].out, work.scratch.mixed);
         mix_channels<Dot>(work, number);
     }
     predict<Dot>(work);

@@ -3,6 +3,8 @@
 // Quads of inputs are put in groups of kGroup, for each block of outputs by itself, so that the
 // products of a group with one output fit 16 bits whatever the activations are: only then may a
 // kernel add them there. What a group cannot take stands at the end, to be added in 32 bits.
+// Where any two quads fit, as those of squares do, they are left in their order, so that kernels can
+// leave out the ones that are zeros.
 
 #pragma once
 
@@ -46,6 +48,7 @@ struct Operand {
     bool is_signed;
 
     std::int32_t offset() const { return is_signed ? 128 : 0; }
+    bool is_sparse() const { return !is_signed; }  // zero most of the time
     std::int32_t low(std::size_t input) const { return is_signed ? -largest[input] : 0; }
 };
 
@@ -81,6 +84,7 @@ public:
 private:
     static constexpr std::int64_t kExact = std::int64_t{1} << 24;  // of float32
     static constexpr int kMaxShift = 24;
+    static constexpr std::int32_t kMostOfPair = 4 * 64;  // two weights of each of two quads
     static constexpr std::size_t kBounds = 4 * kBlock;  // positive and negative, of both halves
     using Bounds = std::array<std::int32_t, kBounds>;
 
@@ -171,7 +175,8 @@ private:
                     bound[kBlock + o] -= std::min(w, 0);
                 }
             }
-            const std::vector<std::size_t> order = group(bounds, limit);
+            const std::vector<std::size_t> order =
+                operand.is_sparse() ? in_their_order(quads, source, limit) : group(bounds, limit);
             std::size_t to = block * inputs_ * kBlock;
             for (std::size_t quad : order) {
                 order_.push_back(static_cast<std::uint16_t>(quad * kQuad));
@@ -186,6 +191,16 @@ private:
                 to += kBlock * kQuad;
             }
         }
+    }
+
+    // raises: std::invalid_argument if the products of two quads, at the widest weights, do not fit
+    std::vector<std::size_t> in_their_order(std::size_t quads, const Weights& source,
+                                            std::int32_t limit) {
+        if (limit < kMostOfPair) fail(source, 0, "squares of more than 7 bits");
+        grouped_.push_back(0);
+        std::vector<std::size_t> order(quads);
+        for (std::size_t quad = 0; quad < quads; ++quad) order[quad] = quad;
+        return order;
     }
 
     // The order of the quads: first those in groups within the limit, which grouped_ counts.

@@ -10,7 +10,6 @@ namespace lmfs::engine {
 namespace {
 
 struct PortableDot {
-    static constexpr std::size_t kTile = 1;
     static constexpr std::size_t kVectors = kBlock / 8;
 
     using Words = std::int16_t __attribute__((vector_size(16)));
@@ -41,8 +40,8 @@ struct PortableDot {
         }
     }
 
-    static std::size_t multiply(const Matrix& matrix, std::size_t block, const std::uint8_t* x,
-                                std::size_t, std::size_t, std::int32_t (*values)[kBlock]) {
+    static void multiply(const Matrix& matrix, std::size_t block, const std::uint8_t* x,
+                         std::int32_t* values) {
         const std::size_t quads = matrix.inputs / kQuad;
         const std::uint16_t* order = matrix.order + block * quads;
         const std::int16_t* weights = matrix.planes + block * matrix.inputs * kBlock;
@@ -52,13 +51,27 @@ struct PortableDot {
             add_quads<kGroup>(x, order + quad, weights, total);
         for (; quad < quads; ++quad, weights += kQuad * kBlock)
             add_quads<1>(x, order + quad, weights, total);
+        store(matrix, block, total, values);
+    }
+
+    static void multiply_fired(const Matrix& matrix, std::size_t block, const std::uint8_t* x,
+                               const std::uint16_t* fired, std::size_t count,
+                               std::int32_t* values) {
+        const std::int16_t* weights = matrix.planes + block * matrix.inputs * kBlock;
+        Longs total[kVectors][2] = {};
+        for (std::size_t k = 0; k < count; ++k)
+            add_quads<1>(x, fired + k, weights + fired[k] * kBlock, total);
+        store(matrix, block, total, values);
+    }
+
+    static void store(const Matrix& matrix, std::size_t block, const Longs (*total)[2],
+                      std::int32_t* values) {
         for (std::size_t o = 0; o < kBlock; ++o) {
             const std::size_t output = block * kBlock + o;
             const std::int32_t sum = total[o / 8][o % 2][o % 8 / 2];
-            values[0][o] =
+            values[o] =
                 ((sum << matrix.left[output]) + matrix.bias[output]) >> matrix.right[output];
         }
-        return 1;
     }
 };
 

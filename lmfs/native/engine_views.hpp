@@ -27,7 +27,8 @@ struct Matrix {
     const std::int8_t* weights;  // [block][quad][kBlock][kQuad]; or null, and
     const std::int16_t* planes;  // [block][quad][kQuad][kBlock]
     const std::uint16_t* order;  // [block][quad]: where in x the quad begins
-    const std::uint16_t* grouped;  // [block]: so many quads at the front lie in safe groups
+    const std::uint16_t* grouped;  // [block]: so many quads at the front lie in safe groups; none
+                                   // where they are left in their order, and any two are safe
     const std::int32_t* bias;      // [output]
     const std::int32_t* left;      // [output]
     const std::int32_t* right;     // [output]
@@ -74,6 +75,7 @@ struct Scratch {
     std::int16_t* gates;    // [row][3 width]: gate, candidate, output gate
     std::uint8_t* mixed;    // [row][width], + 128: h and its gate multiplied
     std::uint8_t* squares;  // [row][inputs of down]
+    std::uint16_t* fired;   // each member's: where in a row of squares the quads but zeros begin
     std::int8_t* n;         // each member's: [row][width], normalised
     std::uint8_t* operand;  // each member's: [row][width], + 128: what goes into a product
 };

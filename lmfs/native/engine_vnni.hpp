@@ -13,8 +13,8 @@ __m256i dot(__m256i total, __m256i bytes, __m256i weights);
 
 struct VnniDot : AvxRegisters {
     // Two sums for each output, since one would have to wait for itself.
-    static std::size_t multiply(const Matrix& matrix, std::size_t block, const std::uint8_t* x,
-                                std::size_t, std::size_t, std::int32_t (*values)[kBlock]) {
+    static void multiply(const Matrix& matrix, std::size_t block, const std::uint8_t* x,
+                         std::int32_t* values) {
         const std::size_t quads = matrix.inputs / kQuad;
         static_assert(kBlock / kQuad % 2 == 0);  // inputs are padded to kBlock: quads is even
         const std::uint16_t* order = matrix.order + block * quads;
@@ -31,15 +31,24 @@ struct VnniDot : AvxRegisters {
                     total[k][v] = dot(total[k][v], bytes, load(weights + v * 32));
             }
 #pragma GCC unroll 8
-        for (std::size_t v = 0; v < kVectors; ++v) {
-            const std::size_t output = block * kBlock + v * 8;
-            const __m256i sum = _mm256_add_epi32(total[0][v], total[1][v]);
-            const __m256i shifted = _mm256_sllv_epi32(sum, load(matrix.left + output));
-            const __m256i whole = _mm256_add_epi32(shifted, load(matrix.bias + output));
-            _mm256_store_si256(reinterpret_cast<__m256i*>(values[0] + v * 8),
-                               _mm256_srav_epi32(whole, load(matrix.right + output)));
+        for (std::size_t v = 0; v < kVectors; ++v)
+            total[0][v] = _mm256_add_epi32(total[0][v], total[1][v]);
+        store(matrix, block, total[0], values);
+    }
+
+    static void multiply_fired(const Matrix& matrix, std::size_t block, const std::uint8_t* x,
+                               const std::uint16_t* fired, std::size_t count,
+                               std::int32_t* values) {
+        const std::int8_t* weights = matrix.weights + block * matrix.inputs * kBlock;
+        __m256i total[kVectors];
+        for (__m256i& sum : total) sum = _mm256_setzero_si256();
+        for (std::size_t k = 0; k < count; ++k) {
+            const __m256i bytes = quad_at(x + fired[k]);
+#pragma GCC unroll 8
+            for (std::size_t v = 0; v < kVectors; ++v)
+                total[v] = dot(total[v], bytes, load(weights + fired[k] * kBlock + v * 32));
         }
-        return 1;
+        store(matrix, block, total, values);
     }
 };
 

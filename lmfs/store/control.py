@@ -7,9 +7,10 @@ A directory mounted over itself has no path left to its backing tree: a descript
 the mount, is the only way in, and this socket hands it over (SCM_RIGHTS). Sockets are named by
 the mount's device number, which mountinfo tells everybody and nobody can choose.
 
-Messages are JSON, one a packet. {"do": "open"} is answered with {"path": ..., "mountpoint": ...}
-and the descriptor; other requests by who serves the mount, with a reply or {"error": message,
-"exit_code": number}. The connection lives as long as the mount: its end tells that the mount ended.
+Messages are JSON, one a packet. {"do": "open"} is answered with {"path": ..., "mountpoint": ...,
+"freezing": the mount's Wishes} and the descriptor; other requests by who serves the mount, with a
+reply or {"error": message, "exit_code": number}. The connection lives as long as the mount: its end
+tells that the mount ended.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import LmfsError, MountError, StoreError, UsageError
+from .freezing import NO_WISHES, Wishes
 from .store import Store
 
 Handler = Callable[[dict[str, Any]], dict[str, Any]]
@@ -95,17 +97,24 @@ class ControlServer:
     """Answers on the socket of one mount until it is closed."""
 
     def __init__(
-        self, device: int, store: Store | None, mountpoint: str, handle: Handler | None = None
+        self,
+        device: int,
+        store: Store | None,
+        mountpoint: str,
+        handle: Handler | None = None,
+        wishes: Wishes = NO_WISHES,
     ) -> None:
         """
         device: st_dev of the mount
         store: what is mounted, if it is a store
+        wishes: handed over with the store
         handle: answers a request other than "open"; from several threads; raises LmfsError, OSError
         raises: OSError
         """
         self._store = store
         self._handle = handle
         self._mountpoint = mountpoint
+        self._wishes = wishes
         directory = runtime_directory(os.geteuid())
         os.makedirs(directory, mode=0o700, exist_ok=True)
         _check_own(directory)
@@ -149,7 +158,11 @@ class ControlServer:
                 if asked.get("do") != "open" or self._store is None:
                     connection.send(json.dumps(self._reply(asked)).encode())
                     continue
-                reply = {"path": self._store.path, "mountpoint": self._mountpoint}
+                reply = {
+                    "path": self._store.path,
+                    "mountpoint": self._mountpoint,
+                    "freezing": self._wishes.as_dict(),
+                }
                 socket.send_fds(connection, [json.dumps(reply).encode()], [self._store.root_fd])
 
     def _reply(self, asked: dict[str, Any]) -> dict[str, Any]:
@@ -202,6 +215,7 @@ class Control:
     def __init__(self, mount: Mount) -> None:
         """raises: MountError if nobody who would answer us serves it"""
         self.mount = mount
+        self.wishes = NO_WISHES  # of the mount, once its store is opened
         owner = re.search(r"(?:^|,)user_id=(\d+)", mount.options)
         uid = int(owner[1]) if owner else os.geteuid()
         path = os.path.join(runtime_directory(uid), f"{mount.device}.sock")
@@ -222,7 +236,10 @@ class Control:
             ) from error
 
     def open_store(self) -> Store:
-        """The mounted store, on a descriptor of our own. raises: MountError, FormatError"""
+        """The mounted store, on a descriptor of our own.
+
+        raises: MountError, FormatError; UsageError for wishes of a newer lmfs
+        """
         try:
             self._socket.send(json.dumps({"do": "open"}).encode())
             data, fds, _, _ = socket.recv_fds(self._socket, _MESSAGE_BYTES, 1)
@@ -234,6 +251,7 @@ class Control:
         if path is None:
             raise self._no_answer("refused")
         try:
+            self.wishes = Wishes.read(reply.get("freezing"))
             return Store.open_fd(fds[0], path)
         except BaseException:
             os.close(fds[0])

@@ -12,16 +12,21 @@ from pathlib import Path
 
 from ..errors import FormatError, StoreError, UsageError
 from .control import Control, mount_of
+from .freezing import NO_WISHES, Wishes
 from .store import DIRECTORY, Store
 
 
 @dataclass(frozen=True)
 class Place:
-    """A path inside a store; `mountpoint` is set if the user named it through a mount."""
+    """A path inside a store; `mountpoint` is set if the user named it through a mount.
+
+    wishes: how that mount wants files to be frozen
+    """
 
     store: Store
     path: str
     mountpoint: str | None
+    wishes: Wishes = NO_WISHES
 
 
 def locate(path: str, *, create: bool = False) -> Place:
@@ -39,7 +44,8 @@ def locate(path: str, *, create: bool = False) -> Place:
             store = control.open_store()
         inner = mount.inner.strip("/")
         below = os.path.relpath(absolute, mount.mountpoint)
-        return Place(store, os.path.normpath(os.path.join(inner, below)), mount.mountpoint)
+        inside = os.path.normpath(os.path.join(inner, below))
+        return Place(store, inside, mount.mountpoint, control.wishes)
     is_directory = os.path.isdir(absolute) and not os.path.islink(absolute)
     first = absolute if is_directory else os.path.dirname(absolute)
     root = _find_root(first, status.st_dev)
