@@ -68,10 +68,14 @@ class Maker(NamedTuple):
 
 
 class _Hidden(NamedTuple):
-    """An open file without a name: the inode number it shows, and a handle of our own."""
+    """An open file without a name: the inode number it shows, and a handle of our own.
+
+    path: where it was, and still is for a moment, in which another process may replace it
+    """
 
     inode: int
     handle: int
+    path: str
 
 
 class _Leaving(NamedTuple):
@@ -146,6 +150,7 @@ class Vfs:
         else:
             handle = hidden
         if handle is not None:
+            self._files.follow(handle, self._former(path))
             fd = self._files.descriptor(handle)
             status = os.fstat(fd)
             # Without a name it was replaced or removed; then what the path says is newer.
@@ -357,7 +362,7 @@ class Vfs:
         if number is None:
             return False
         with self._leaving_lock:
-            self._hidden[os.path.basename(name)] = _Hidden(inode, number)
+            self._hidden[os.path.basename(name)] = _Hidden(inode, number, path)
             self._leaving[path] = _Leaving(inode, time.monotonic(), threading.get_ident())
         timer = threading.Timer(_LEAVING_S, self._settle, (path,))
         timer.daemon = True
@@ -400,6 +405,11 @@ class Vfs:
             return None
         number = self._files.number_of(found.inode) if to_write else None
         return found.handle if number is None else number
+
+    def _former(self, path: str) -> str:
+        """Where a file is, or was before it lost its name, for those who have it open."""
+        found = self._hidden.get(os.path.basename(path)) if self._hidden else None
+        return path if found is None else found.path
 
     def remove_file(self, path: str) -> None:
         found = self._hidden.pop(os.path.basename(path), None)
@@ -489,9 +499,7 @@ class Vfs:
 
         path: where the file is now, if it has a name; lets the handle follow a replaced file
         """
-        if path is not None and os.path.basename(path) in self._hidden:
-            path = None
-        return self._files.read(handle, size, offset, path)
+        return self._files.read(handle, size, offset, None if path is None else self._former(path))
 
     def write(self, handle: int, data: bytes, offset: int) -> int:
         return self._files.write(handle, data, offset)

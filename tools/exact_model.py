@@ -198,6 +198,22 @@ class TokenShift(nn.Module):
         return clip(now * n + past * previous, NORM_BITS, -NORM_MAX, NORM_MAX, quantised)
 
 
+class _Square(torch.autograd.Function):
+    """z * z; where z was clipped to zero, gradients still pass a little, or it would never rise."""
+
+    LEAK = 0.001
+
+    @staticmethod
+    def forward(ctx, z: Tensor) -> Tensor:
+        ctx.save_for_backward(z)
+        return z * z
+
+    @staticmethod
+    def backward(ctx, dy: Tensor):
+        (z,) = ctx.saved_tensors
+        return dy * z.mul(2).add_(_Square.LEAK)
+
+
 class _Scan(torch.autograd.Function):
     """The recurrence over time, in C (tools/kernels.c)."""
 
@@ -251,7 +267,7 @@ class Layer(nn.Module):
         n2 = norm(x, q)
         s2 = self.shift_channel(n2, state[2], q)
         z = clip(self.up(s2, q), HIDDEN_BITS, 0, HIDDEN_MAX, q)
-        r = clip(z * z, SQUARE_BITS, 0, SQUARE_MAX, q)
+        r = clip(_Square.apply(z), SQUARE_BITS, 0, SQUARE_MAX, q)
         x = _add_residual(x, self.down(r, q), q)
         return x, [n[:, -1].detach(), h[:, -1].detach(), n2[:, -1].detach()]
 

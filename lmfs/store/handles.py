@@ -320,24 +320,32 @@ class Handles:
     def read(self, number: int, size: int, offset: int, path: str | None = None) -> bytes:
         """At most `size` bytes from `offset`; fewer only at the end of the file."""
         handle = self._handle(number)
-        self._follow_if_replaced(handle, path)
+        self._stay_current(handle, path)
         try:
             return self._read(handle, size, offset)
         except DamagedError:
             # Replaced this moment, and its overlay went with its name?
             if handle.writable or path is None or os.fstat(handle.fd).st_nlink:
                 raise
-            self._follow_if_replaced(handle, path)
+            self._stay_current(handle, path)
             return self._read(handle, size, offset)
 
-    def _follow_if_replaced(self, handle: _Handle, path: str | None) -> None:
-        """raises: OSError (ESTALE) if its file was replaced and then removed behind our back"""
+    def follow(self, number: int, path: str) -> None:
+        """Turn a handle whose file was replaced to what replaced it, which is under `path`.
+
+        raises: OSError (ESTALE) if that was removed behind our back
+        """
+        self._stay_current(self._handle(number), path)
+
+    def _stay_current(self, handle: _Handle, path: str | None) -> None:
+        """As `follow`; without a path only an error where it is needed."""
         if handle.writable or not _is_nameless(handle.fd):
             return
         if path is not None:
             self._follow(handle, path)
         if _is_nameless(handle.fd) and was_replaced(handle.fd):
             # What was written to what replaced it is lost to us: not to be shown without that.
+            _log.error("%s was replaced and is gone: who has it open gets no bytes", path)
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
 
     def _read(self, handle: _Handle, size: int, offset: int) -> bytes:

@@ -803,7 +803,9 @@ class _Process:
         try:
             answer, done = self.orders.recv()
         except EOFError:
-            return "a process died", {}
+            self._process.join(5)
+            # -7, SIGBUS: reading a mapped page failed
+            return f"a process died: exit code {self._process.exitcode}", {}
         return answer, done
 
     def end(self) -> None:
