@@ -4,7 +4,8 @@
 
 Owns: the speed table of tools/bench/results. A frozen file is made in a temporary store and
 read by the store's own reader: all of it in order with read-ahead, then 4 KiB at random offsets
-with an empty cache. Medians over rounds; "engine" and "coder" are shares of a decoding's time.
+with an empty cache. Medians over rounds; all threads and one take turns, and "times" is the median
+of what each round gains by them. "Engine" and "coder" are shares of a decoding's time.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from rich.progress import track
 from rich.table import Table
 
 from lmfs.codecs.lm import LmCodec
+from lmfs.codecs.threads import limit_threads
 from lmfs.engines import engine_for
 from lmfs.lmz import ChunkCache, LmzReader, LmzWriter
 from lmfs.models import registry
@@ -59,6 +61,15 @@ def read_all(path: pathlib.Path) -> None:
             pass
 
 
+def alone(path: pathlib.Path) -> float:
+    """Seconds to read it with one thread."""
+    limit_threads(1)
+    try:
+        return seconds(lambda: read_all(path))
+    finally:
+        limit_threads(None)
+
+
 def read_somewhere(path: pathlib.Path, size: int, chance: random.Random) -> None:
     with LmzReader(path, cache=ChunkCache(1 << 20)) as reader:
         reader.pread(READ_BYTES, chance.randrange(max(1, size - READ_BYTES)))
@@ -74,7 +85,7 @@ def measure(path: pathlib.Path, target: pathlib.Path, limit: int, rounds: int) -
 
     encode = median_of(lambda: write(target, data))
     check = median_of(lambda: verify(target))
-    read = median_of(lambda: read_all(target))
+    reads = [(seconds(lambda: read_all(target)), alone(target)) for _ in range(rounds)]
     somewhere = sorted(
         seconds(lambda: read_somewhere(target, len(data), chance)) for _ in range(RANDOM_READS)
     )
@@ -84,7 +95,9 @@ def measure(path: pathlib.Path, target: pathlib.Path, limit: int, rounds: int) -
         "bytes": len(data),
         "encode_kb_s": round(kilobytes / encode, 1),
         "freeze_kb_s": round(kilobytes / (encode + check), 1),
-        "read_kb_s": round(kilobytes / read, 1),
+        "read_kb_s": round(kilobytes / statistics.median(all_ for all_, _ in reads), 1),
+        "read_1_kb_s": round(kilobytes / statistics.median(one for _, one in reads), 1),
+        "times": round(statistics.median(one / all_ for all_, one in reads), 2),
         "random_p50_ms": round(statistics.median(somewhere) * 1e3),
         "random_max_ms": round(somewhere[-1] * 1e3),
     }
@@ -117,7 +130,7 @@ def profile(codec: LmCodec, data: bytes, lanes: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("files", nargs="+", type=pathlib.Path)
-    parser.add_argument("--bytes", type=int, default=262_144, help="of each file, from its start")
+    parser.add_argument("--bytes", type=int, default=1_000_000, help="of each file, from its start")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=pathlib.Path)
     args = parser.parse_args()
