@@ -20,7 +20,7 @@ import threading
 import time
 
 import pytest
-from backing import CHUNK, Backing, mount, text, unmount
+from backing import CHUNK, Backing, mount, run_lmfs, text, unmount
 
 from lmfs.store.freeze import thaw
 from lmfs.store.marks import State
@@ -260,8 +260,10 @@ class TestWriting:
         assert (path / "truncate").read_bytes() == DATA[:7]
         assert (path / "replace").read_bytes() == b"short"
         assert (path / "append").stat().st_ino == inode
-        for way in ("append", "replace"):
-            assert os.getxattr(path / way, "user.lmfs.state") == b"hot"
+        for way, kind in (("append", b"patched"), ("overwrite", b"patched"), ("replace", b"hot")):
+            assert os.getxattr(path / way, "user.lmfs.state") == kind
+        assert run_lmfs("thaw", path / "append").returncode == 0
+        assert os.getxattr(path / "append", "user.lmfs.state") == b"hot"
         assert (backing.path / name / "append").read_bytes() == DATA + b"end"
 
     def test_a_reader_sees_what_is_written_to_a_frozen_file(self, place):
