@@ -216,7 +216,7 @@ class TestPackage:
         assert registry.find(tiny.id, [folder]).id == tiny.id
         assert registry.find(other.id, [folder]).id == other.id
         (folder / "zzz.lmm").unlink()
-        assert registry.find(registry.shipped().id, [folder]).name == "base-1"
+        assert registry.find(registry.shipped().id, [folder]).name == registry.DEFAULT_MODEL
 
     def test_a_difference_to_a_difference_is_refused(self, folder, other, tiny):
         said = {"name": "third", "architecture": tiny.card["architecture"]}
@@ -316,7 +316,7 @@ class TestStore:
         assert tiny.id in {f.model for f in missing}
         with pytest.raises(UnknownModelError, match=tiny.id.hex()):
             thaw(backing.marks, "alice")
-        with pytest.raises(UnknownModelError, match="--use base-1"):
+        with pytest.raises(UnknownModelError, match="--use base-2"):
             freezing_model(backing.store)
         pinned.write_bytes(aside)
         assert check(backing) == []
@@ -490,4 +490,4 @@ class TestCommand:
         assert "ab" * 16 in err
         code, _, err = run("learn", backing.path, "--use", "no-such")
         assert code == ModelError.exit_code
-        assert "base-1" in err
+        assert "base-2" in err

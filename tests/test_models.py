@@ -136,7 +136,7 @@ def test_shipped_model():
     package = registry.shipped()
     assert registry.find(package.id).path == package.path
     assert set(package.card["bits_per_byte"]) >= {"wiki.txt", "books.txt", "code.py.txt"}
-    with pytest.raises(ModelError, match="base-1"):
+    with pytest.raises(ModelError, match="base-1, base-2"):
         registry.shipped("no-such")
 
 

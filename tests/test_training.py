@@ -149,6 +149,31 @@ def test_clip_lets_gradients_in_but_not_out():
     assert x.grad.tolist() == [0.0, 1.0, 0.0, 1.0]
 
 
+def test_a_unit_that_is_silent_can_rise_again():
+    z = torch.tensor([0.0, 0.5, 2.0], requires_grad=True)
+    r = em._Square.apply(z)
+    assert r.tolist() == [0.0, 0.25, 4.0]
+    r.sum().backward()
+    assert z.grad[0] > 0
+    assert z.grad[1:].tolist() == pytest.approx([1.0, 4.0], rel=0.01)
+
+
+def test_dead_units_begin_anew_and_the_model_stays_what_it_was():
+    model = em.ExactModel(SHAPE)
+    for layer in model.layers:
+        layer.down.weight.data.normal_()
+    dead = [torch.randperm(SHAPE.hidden)[: 5 * (k + 1)] for k in range(SHAPE.layers)]
+    with torch.no_grad():
+        for layer, units in zip(model.layers, dead, strict=True):
+            layer.up.bias[units] = -100.0
+    tokens = torch.randint(0, SHAPE.vocab, (3, 200))
+    before, _ = model(tokens, model.initial_state(3))
+    assert train.revive(model, tokens) == [len(units) for units in dead]
+    after, _ = model(tokens, model.initial_state(3))
+    assert torch.equal(before, after)
+    assert train.revive(model, tokens) == [0] * SHAPE.layers
+
+
 @pytest.fixture
 def work(tmp_path, data):
     """A prepared folder: one source, tokenized, and a dev sample."""

@@ -72,12 +72,13 @@ def test_reading_through_the_mount(point, text):
             assert os.pread(file.fileno(), size, offset) == text[offset : offset + size]
 
 
-def test_writing_thaws(backing, point, text):
+def test_writing(backing, point, text):
     with open(point / "alice", "r+b") as file:
         file.seek(5000)
         file.write(b"CHANGED")
     wanted = text[:5000] + b"CHANGED" + text[5007:]
     assert (point / "alice").read_bytes() == wanted
+    thaw(backing.marks, "alice")
     assert (backing.path / "alice").read_bytes() == wanted
 
 
