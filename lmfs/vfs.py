@@ -430,6 +430,7 @@ class Vfs:
         The overlay of a patched file goes with the name.
         """
         with contextlib.ExitStack() as afterwards, contextlib.ExitStack() as held:
+            afterwards.enter_context(self.marks.parities.dropped_with(path))
             if self._is_open_file(path):
                 held.enter_context(self.marks.overlays.commit())
                 with contextlib.suppress(FileNotFoundError):

@@ -17,8 +17,9 @@ from lmfs.errors import LmfsError
 from lmfs.lmz import shared
 from lmfs.profile import profile_2
 from lmfs.store import publish
+from lmfs.store.findings import Finding, Kind
 from lmfs.store.freeze import freeze, open_frozen, thaw
-from lmfs.store.fsck import Check, Finding, Kind
+from lmfs.store.fsck import Check
 from lmfs.store.marks import FROZEN_MARK, State
 from lmfs.store.repair import Repair
 
@@ -31,6 +32,7 @@ def check(backing, *, deep=True) -> list[Finding]:
     one.own_directory()
     for path, _ in list(one.files()):
         one.structure(path)
+    one.unused_parity()
     if deep:
         for path in list(one.frozen):
             found += one.content(path, lambda _: None)

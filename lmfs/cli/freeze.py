@@ -16,6 +16,8 @@ from ..store.families import Families
 from ..store.freeze import Outcome, freeze
 from ..store.freezing import Wishes, freezing_model, model_called
 from ..store.marks import Marks
+from ..store.parities import want_percent
+from ..store.parity import MOST_PERCENT
 from ..store.store import Store
 from . import files
 
@@ -62,6 +64,16 @@ def command(
             "where that pays.",
         ),
     ] = True,
+    parity: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=MOST_PERCENT,
+            metavar="PERCENT",
+            help="Keep so much Reed-Solomon parity of each frozen file, which heals it when "
+            "sectors of the disk go bad. The store remembers it; 0 ends it.",
+        ),
+    ] = None,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="A line a file.")] = False,
 ) -> None:
     """Make files small, while they stay readable through the mount.
@@ -71,10 +83,16 @@ def command(
     disk and found equal. Left alone are files that are open, that have several hard links, that
     are sparse, and those that would not become smaller. What is not said here a mount may have
     been told: `lmfs mount -o level=N,model=NAME,chunk=BYTES`.
+
+    With --parity 2 two per cent of a file's sectors may be lost, wherever they lie together, and
+    `lmfs repair` heals it; reading it heals as well. It takes 3 per cent of the frozen files, and
+    a block of the disk a file (4 KiB) at least. Files that are frozen already get it, too.
     """
     plans: list[Families] = []
 
     def begin(marks: Marks, found: list[tuple[str, os.stat_result]], wishes: Wishes) -> files.Job:
+        if parity is not None:
+            want_percent(marks.store, parity)
         chosen = level or wishes.level or DEFAULT_LEVEL
         size = DEFAULT_CHUNK_SIZE if wishes.chunk is None else wishes.chunk
         size = size if chunk_size is None else chunk_size

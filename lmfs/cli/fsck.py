@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import DamagedError, LmfsError, UsageError
-from ..store.fsck import Check, Finding, Kind
+from ..store.findings import Finding, Kind
+from ..store.fsck import Check
 from ..store.locate import Place, locate
 from ..store.marks import Marks
 from . import message, printable
@@ -43,10 +44,11 @@ def command(
 
     Without --deep every frozen file's marks, header, index, trailer and frame heads are looked
     at, the models that files need, and what crashes left. With it every chunk is decoded as well.
-    Each finding names the file, the offset in its stored form, and what to do.
+    Each finding names the file, the offset in its stored form, and what to do. Of a damaged file
+    that was frozen with parity it says whether that heals it: this was tried, in memory.
 
     Exit codes, as fsck(8) has them: 0 no errors, 4 errors, 8 the check could not be done, 32
-    interrupted. A leftover or a missing xattr is no error.
+    interrupted. A leftover, a missing xattr, or parity that is lost is no error.
     """
     if state is not None and not deep:
         raise UsageError("--state", expected="--deep with it", do="without it nothing takes long")
@@ -119,6 +121,7 @@ def plain(finding: Finding) -> dict[str, Any]:
         "problem": finding.problem,
         "do": finding.do,
         "model": finding.model.hex() if finding.model else None,
+        "can_be_healed": finding.can_be_healed,
     }
 
 
@@ -167,6 +170,7 @@ def check_place(
             progress.advance(size)
     if place.path == ".":
         check.unnamed_overlays()
+        check.unused_parity()
     found.hot_files, found.frozen_files = check.hot_files, len(check.frozen)
     found.frozen_bytes = sum(check.frozen.values())
     if deep:
@@ -233,5 +237,10 @@ class _Progress:
 
 def _finding(entry: dict[str, Any]) -> Finding:
     return Finding(
-        Kind(entry["kind"]), entry["path"], entry["problem"], entry["do"], entry["offset"]
+        Kind(entry["kind"]),
+        entry["path"],
+        entry["problem"],
+        entry["do"],
+        entry["offset"],
+        can_be_healed=entry.get("can_be_healed", False),
     )

@@ -27,10 +27,14 @@ def command(
 ) -> None:
     """Check, and make good what can be made good without risk.
 
-    Adds and moves aside; changes, replaces and removes no file of yours. What interrupted work
-    left goes to .lmfs/aside. Missing xattrs are set again, models that are here are copied into
-    the store. A damaged file stays as it is, and what is whole of it is written beside it: NAME
-    .recovered, with zeros for what is lost and a map of that in NAME.recovered.json.
+    Adds and moves aside; removes no file of yours. What interrupted work left goes to .lmfs/aside.
+    Missing xattrs are set again, models that are here are copied into the store.
+
+    A damaged file that has parity (`lmfs freeze --parity`) is healed, if that is enough for the
+    damage: the file as it was is written beside it, decoded and compared, and takes its place; the
+    damaged one goes to .lmfs/aside. Any other stays as it is, and what is whole of it is written
+    beside it: NAME.recovered, with zeros for what is lost and a map of that in
+    NAME.recovered.json.
 
     Exit codes, as fsck(8) has them: 0 nothing found, 1 everything found was repaired, 4 errors are
     left, 8 the check could not be done, 32 interrupted.

@@ -75,7 +75,11 @@ def _print(account: Account) -> None:
     table.add_row("headers, indexes", "", "", "", decimal(overhead), "")
     if account.primers:
         table.add_row("shared primers", "", "", "", decimal(account.primer_bytes), "")
-    after = account.frozen_after + account.primer_bytes
+    if account.parity_files:
+        table.add_row(
+            "parity", f"{account.parity_files:,}", "", "", decimal(account.parity_bytes), ""
+        )
+    after = account.frozen_after + account.primer_bytes + account.parity_bytes
     table.add_row(
         "all frozen",
         f"{account.frozen_files:,}",
@@ -87,7 +91,10 @@ def _print(account: Account) -> None:
     )
     if account.frozen_files:
         console.print(table, width=None if console.is_terminal else _WIDTH_IN_A_PIPE)
-        console.print(f"on disk: {decimal(account.frozen_on_disk)}")
+        on_disk = decimal(account.frozen_on_disk)
+        if account.parity_files:
+            on_disk += f", and {decimal(account.parity_on_disk)} of parity"
+        console.print(f"on disk: {on_disk}")
     if account.patched_files:
         console.print(
             f"patched: {account.patched_files:,} of them, {decimal(account.patched_on_disk)} on "
@@ -103,7 +110,8 @@ def _print(account: Account) -> None:
 def _print_models(account: Account, console: Console) -> None:
     if not account.models:
         return
-    whole = account.frozen_after + account.primer_bytes + account.model_bytes
+    coded = account.frozen_after + account.primer_bytes + account.parity_bytes
+    whole = coded + account.model_bytes
     console.print(
         f"models: {len(account.models)}, {decimal(account.model_bytes)}; coded data and models: "
         f"{decimal(whole)}, ratio {_ratio(whole, account.frozen_before)}"

@@ -52,31 +52,49 @@ class LmzReader(io.BufferedIOBase):
         store_id: bytes | None = None,
         model_search: Sequence[Path] = (),
         cache: ChunkCache | None = None,
+        heal: Callable[[FileSource], FileSource | None] | None = None,
     ) -> None:
         """
         file: a path, or a file object that can seek; its position may move, it is not closed
         store_id: read a frozen file of this store; without it, only archives are read
         model_search: where to look for models, before the usual places, and for shared primers
         cache: decoded chunks, shared with other readers; by default one of 32 MiB
+        heal: for a damaged file, another source of the same file to read what is damaged from;
+            what it gives is checked like the file itself
         raises: FormatError, VersionError, DamagedError, OSError
         """
         self._number = next(_reader_numbers)
         self._cache = ChunkCache(DEFAULT_CACHE_BYTES) if cache is None else cache
+        self._heal = heal
         self._source = FileSource(file)
+        self._healed_source: FileSource | None = None
         try:
-            self._members = read_members(self._source)
+            self._members = self._read_members()
             self._check_kind(store_id)
         except BaseException:
-            self._source.close()
+            self._close_sources()
             raise
         self.name = self._source.name
         self._where = self.name or None
+        self._model_search = model_search
         self._chunks = Chunks(self._source, self._members, model_search)
+        self._healed_chunks: Chunks | None = None
+        self._healing = threading.Lock()  # held while a second source is looked for
         self._position = 0
         self._lock = threading.Lock()  # of what follows
         self._streams = Streams()
         self._pending: dict[int, _Pending] = {}
         self._users = 1  # we, until we are closed, and whoever decodes ahead
+
+    def _read_members(self) -> list[Member]:
+        try:
+            return read_members(self._source)
+        except (DamagedError, FormatError, OSError):
+            healed = None if self._heal is None else self._heal(self._source)
+            if healed is None:
+                raise
+            self._healed_source = healed
+            return read_members(healed)
 
     def _check_kind(self, store_id: bytes | None) -> None:
         where = self._source.name or None
@@ -134,6 +152,37 @@ class LmzReader(io.BufferedIOBase):
 
     # -- chunks
 
+    def _decode(self, indices: Sequence[int]) -> list[bytes | DamagedError]:
+        """These chunks, or what is wrong with each; from the healed source where that helps."""
+        chunks: list[bytes | DamagedError] = []
+        failed: Exception | None = None
+        try:
+            chunks = self._chunks.decode(indices)
+            if all(isinstance(chunk, bytes) for chunk in chunks):
+                return chunks
+        except (DamagedError, OSError) as error:  # cut off, or the disk cannot read it
+            failed = error
+        healed = self._chunks_to_heal_with()
+        if healed is not None:
+            return healed.decode(indices)
+        if failed is not None:
+            raise failed
+        return chunks
+
+    def _chunks_to_heal_with(self) -> Chunks | None:
+        """The chunks as they come from the other source, with primers of their own."""
+        with self._healing:
+            if self._healed_chunks is None and self._heal is not None:
+                if self._healed_source is None:
+                    self._healed_source = self._heal(self._source)
+                if self._healed_source is None:
+                    self._heal = None
+                else:
+                    self._healed_chunks = Chunks(
+                        self._healed_source, self._members, self._model_search
+                    )
+            return self._healed_chunks
+
     def read_chunks(self, indices: Sequence[int]) -> list[bytes]:
         """These chunks of the whole file, decoded together.
 
@@ -145,7 +194,7 @@ class LmzReader(io.BufferedIOBase):
         found = self._cache.find(self._number, dict.fromkeys(indices))
         missing = [i for i in dict.fromkeys(indices) if i not in found]
         for batch in self._chunks.batches(missing):
-            for i, chunk in zip(batch, self._chunks.decode(batch), strict=True):
+            for i, chunk in zip(batch, self._decode(batch), strict=True):
                 found[i] = _or_raise(chunk)
                 self._cache.add(self._number, i, found[i])
         return [found[i] for i in indices]
@@ -182,7 +231,7 @@ class LmzReader(io.BufferedIOBase):
             if own:
                 try:
                     with working(urgency):
-                        decoded = self._chunks.decode(own)
+                        decoded = self._decode(own)
                 except BaseException:
                     self._deliver(dict.fromkeys(own))
                     raise
@@ -252,7 +301,7 @@ class LmzReader(io.BufferedIOBase):
             try:
                 pending.urgency.check()
                 with working(pending.urgency):
-                    (chunk,) = self._chunks.decode([i])
+                    (chunk,) = self._decode([i])
             finally:
                 self._deliver({i: chunk})
                 self._leave()
@@ -262,9 +311,16 @@ class LmzReader(io.BufferedIOBase):
             self._users -= 1
             if self._users:
                 return
-        self._source.close()
+        self._close_sources()
         self._chunks.close()
+        if self._healed_chunks is not None:
+            self._healed_chunks.close()
         self._cache.forget(self._number)
+
+    def _close_sources(self) -> None:
+        self._source.close()
+        if self._healed_source is not None:
+            self._healed_source.close()
 
     def verify(self, progress: Callable[[int], None] | None = None) -> None:
         """Decode everything, past the cache, and compare with what the container says of it.
@@ -279,7 +335,7 @@ class LmzReader(io.BufferedIOBase):
             for batch in self._chunks.batches(
                 range(member.first_chunk, member.first_chunk + count)
             ):
-                for chunk in self._chunks.decode(batch):
+                for chunk in self._decode(batch):
                     content.update(_or_raise(chunk))
                     if progress is not None:
                         progress(len(_or_raise(chunk)))

@@ -5,6 +5,7 @@ Owns: the counting. Imports lmfs.lmz and lower. One thread an account.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, field
 
@@ -40,6 +41,12 @@ class Account:
     damaged: dict[str, str] = field(default_factory=dict)
     models: dict[bytes, int] = field(default_factory=dict)
     primers: dict[bytes, int] = field(default_factory=dict)  # shared ones; they are coded data
+    parity_files: int = 0
+    parity_bytes: int = 0
+    parity_on_disk: int = 0
+
+    def __post_init__(self) -> None:
+        self._counted: set[str] = set()  # parity; a copy of a store may have one for two files
 
     def add(self, marks: Marks, path: str) -> None:
         """Count a file, or all below a directory. raises: OSError for `path`"""
@@ -63,6 +70,7 @@ class Account:
         try:
             with open_frozen(fd, marks) as reader:
                 statistics, size = reader.statistics(), reader.size
+            self._add_parity(marks, fd)
         except LmfsError as error:
             self.damaged[name] = str(error)
             return
@@ -78,6 +86,15 @@ class Account:
             share.chunks += numbers.chunks
             share.before += numbers.bytes_before
             share.after += numbers.bytes_after
+
+    def _add_parity(self, marks: Marks, fd: int) -> None:
+        for name in marks.parities.of(fd) - self._counted:
+            self._counted.add(name)
+            with contextlib.suppress(OSError):
+                status = marks.parities.stat(name)
+                self.parity_files += 1
+                self.parity_bytes += status.st_size
+                self.parity_on_disk += status.st_blocks * 512
 
     @property
     def primer_bytes(self) -> int:

@@ -26,6 +26,7 @@ from ..lmz import ChunkCache, LmzReader, LmzWriter
 from .freezing import pin
 from .marks import FROZEN_MARK, PLAIN_MARK, Facts, Marks, State, frozen_mark, looks_frozen
 from .overlays import has_writers
+from .parities import wanted_percent
 from .primers import Primers
 from .publish import Replacement, Source, reached
 from .system import Lease
@@ -81,6 +82,9 @@ def freeze(
 ) -> Outcome:
     """Freeze one file of the store, if it is fit for it; a patched one anew, as it is now.
 
+    With parity, if the store is set to have it; a frozen file that has none is given that.
+
+
     model: the package that `chooser` codes with; copied into the store before it is needed
     primers: those of the store, where many files are frozen; remembers which were proved
     known_hot_inode: the file, if it is this one, is a user's own, whatever it looks like
@@ -96,7 +100,11 @@ def freeze(
             if source.status.st_ino == known_hot_inode:
                 facts = Facts(State.HOT, source.status.st_size, facts.inode)
             marks.require_frozen_or_hot(facts, path)
+            percent = wanted_percent(store)
             if facts.state is State.FROZEN:
+                if percent is not None and not marks.parities.of(source.fd):
+                    give_parity(marks, source.fd, percent)
+                    raise _Unfit("frozen already, and now with parity")
                 raise _Unfit("frozen already")
             on_disk += facts.overlay_blocks * 512
             if not facts.size:
@@ -114,11 +122,16 @@ def freeze(
                 own = {FROZEN_MARK: frozen_mark(store.id, facts.size)}
                 new.describe(own if store.xattr_marks else {})
                 new.sync()
-                after = os.fstat(new.fd).st_blocks * 512
+                status = os.fstat(new.fd)
+                after = status.st_blocks * 512
+                after += marks.parities.planned_bytes(status.st_size, percent)
                 if after >= on_disk and not even_if_larger:
                     raise _Unfit("would not take fewer blocks")
                 _verify_frozen(marks, path, new, digest, primers or Primers(store))
-                _publish_alone(marks, source, facts, new)
+                with marks.parities.kept(new.fd, percent):
+                    _publish_alone(marks, source, facts, new)
+                if facts.state is not State.HOT:
+                    marks.parities.drop(source.fd)
         return Outcome(path, Action.FROZEN, status.st_size, on_disk, after)
     except _Unfit as unfit:
         reason = str(unfit)
@@ -167,7 +180,22 @@ def thaw(
             after = os.fstat(new.fd).st_blocks * 512
             with marks.overlays.commit():
                 new.publish(None, lambda: _was_written_to(marks, source, facts), facts.overlay)
+            marks.parities.drop(source.fd)
     return Outcome(path, Action.THAWED, size, on_disk, after)
+
+
+def give_parity(marks: Marks, fd: int, percent: int) -> None:
+    """Give an open frozen file parity, after all of it was decoded.
+
+    raises: DamagedError, UnknownModelError, VerifyError, OSError
+    """
+    with (
+        open_frozen(fd, marks, heal=False) as reader,
+        working(Urgency(Priority.BACKGROUND)),
+    ):
+        reader.verify()
+    with marks.parities.kept(fd, percent):
+        pass
 
 
 def _check_kind(status: os.stat_result) -> None:
@@ -270,14 +298,21 @@ def _blocks(pread: Pread) -> Iterator[bytes]:
         offset += len(block)
 
 
-def open_frozen(fd: int, marks: Marks, *, cache: ChunkCache | None = None) -> LmzReader:
+def open_frozen(
+    fd: int, marks: Marks, *, cache: ChunkCache | None = None, heal: bool = True
+) -> LmzReader:
     """A reader of the frozen file that is open as `fd`, which it does not need any longer.
 
+    heal: read what is damaged with the file's parity, if it has any
     raises: FormatError, VersionError, DamagedError
     """
     with open(fd, "rb", buffering=0, closefd=False) as file:
         return LmzReader(
-            file, store_id=marks.store.id, model_search=marks.store.search, cache=cache
+            file,
+            store_id=marks.store.id,
+            model_search=marks.store.search,
+            cache=cache,
+            heal=marks.parities.heal_reading if heal else None,
         )
 
 
@@ -286,7 +321,7 @@ def _read_back(new: Replacement, marks: Marks) -> Iterator[LmzReader]:
     """A reader of its own, with a cache of its own, of what is on the disk."""
     fd = new.reopen()
     try:
-        reader = open_frozen(fd, marks)
+        reader = open_frozen(fd, marks, heal=False)
     finally:
         os.close(fd)
     with reader:

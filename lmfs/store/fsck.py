@@ -1,8 +1,8 @@
 """Checking a store: its `.lmfs/`, its models, and every file in it. Changes nothing.
 
-Owns: what is looked at, and what each finding says to do; `lmz.inspect` owns what can be wrong
-with a container. Imports lmfs.lmz and lower. One check is for one thread; the store may be
-mounted, and files may be frozen, thawed and written meanwhile.
+Owns: what is looked at, and what each finding says to do; `findings` owns their kinds, and
+`lmz.inspect` what can be wrong with a container. Imports lmfs.lmz and lower. One check is for one
+thread; the store may be mounted, and files may be frozen, thawed and written meanwhile.
 
 The first pass looks at every file's marks, header, index, trailer and frame heads, and at what
 they need. The second, `deep`, decodes every frozen file. A finding about a file that was replaced
@@ -12,72 +12,41 @@ while it was looked at is dropped, and the file is looked at again.
 from __future__ import annotations
 
 import contextlib
-import enum
+import errno
 import fcntl
 import os
 import stat
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
-from ..errors import LmfsError, ModelError, UnknownModelError
+from ..errors import LmfsError, ModelError, UnknownModelError, VerifyError
 from ..lmz.inspect import Inspection
 from ..lmz.shared import file_name, find_text, read_text
 from ..models import registry
 from ..models.package import base_of, read_card
+from .findings import DAMAGE, Finding, Kind
 from .freezing import WAY_BACK, freezing_model
+from .heal import Verdict, judge
 from .marks import FROZEN_MARK, Marks, State
+from .parities import wanted_percent
+from .parity import BLOCK, prove
 from .publish import open_quietly
 from .store import DIRECTORY
 from .walk import directories, join
 
 _KNOWN_FILES = {"store.json", "inodes", "paused"}
-_KNOWN_DIRECTORIES = {"models", "primers", "overlays", "aside"}
+_KNOWN_DIRECTORIES = {"models", "primers", "overlays", "parity", "aside"}
 _TRIES = 5
 _PAUSE_S = 0.05
 _RECOVER = "restore it from a backup, or `lmfs repair` saves its whole chunks beside it"
-
-
-class Kind(enum.Enum):
-    """What a finding is about; the names are for programs and stay."""
-
-    STORE = "store"  # something in .lmfs/ that should not be there
-    MODEL_DAMAGED = "model-damaged"
-    MODEL_MISSING = "model-missing"
-    MODEL_NOT_KEPT = "model-not-kept"  # here, but not in the store
-    PRIMER_DAMAGED = "primer-damaged"
-    PRIMER_MISSING = "primer-missing"  # or damaged: a file follows it
-    MARKS = "marks"  # magic, trailer and xattr do not agree
-    STRUCTURE = "structure"  # header, index, trailer, frame heads
-    CONTENT = "content"  # chunks
-    OVERLAY = "overlay-damaged"  # what was written to a frozen file
-    OVERLAY_UNNAMED = "overlay-unnamed"
-    UNREADABLE = "unreadable"
-    HIDDEN = "hidden"  # a user's file under a name of the store's
-    MARK_MISSING = "mark-missing"
-    LEFTOVER = "leftover"
-
-    @property
-    def is_error(self) -> bool:
-        """False for what harms nothing and needs nobody."""
-        return self not in (Kind.MARK_MISSING, Kind.LEFTOVER, Kind.OVERLAY_UNNAMED)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing found. path: relative to the store's root; offset: in the stored file."""
-
-    kind: Kind
-    path: str
-    problem: str
-    do: str
-    offset: int | None = None
-    model: bytes | None = None
+_HEAL = "`lmfs repair` heals it"
 
 
 Report = Callable[[Finding], None]
 Progress = Callable[[int], None]
+Look = Callable[[int, str], list[Finding]]
 
 
 class Check:
@@ -93,6 +62,8 @@ class Check:
         ] = []  # package, and the id of what it is a difference to
         self._primers: dict[bytes, bool] = {}  # those looked for, and whether they are usable
         self._named: set[str] = set()  # overlays
+        self._used: set[str] = set()  # parity
+        self._percent: int | None = None  # that frozen files should have
         self.hot_files = 0
         self.frozen: dict[str, int] = {}  # path to decoded bytes, in the order of the walk
 
@@ -119,11 +90,16 @@ class Check:
             if finding is not None:
                 self._report(finding)
         self._check_choice()
+        try:
+            self._percent = wanted_percent(self._store)
+        except LmfsError as error:
+            self._find(Kind.PARITY_MISSING, f"{DIRECTORY}/store.json", str(error), error.do or "")
         for name, mode in self._own_entries(self._store.primers_path):
             if stat.S_ISREG(mode):
                 self._check_primer(name)
             else:
                 self._misplaced(f"{self._store.primers_path}/{name}", mode)
+        self._check_parity_directory()
         for name in self._marks.overlays.names():
             if not self._marks.overlays.is_name(name):
                 path = self._marks.overlays.path(name)
@@ -197,6 +173,14 @@ class Check:
             do = "copy it from another copy of the store; files that follow it cannot be read"
             self._find(Kind.PRIMER_DAMAGED, path, str(error), do)
 
+    def _check_parity_directory(self) -> None:
+        for name, mode in self._own_entries(self._store.parity_path):
+            path = self._marks.parities.path(name)
+            if self._store.temporary_inode(name) is not None:
+                self._leftover(path)
+            elif not (stat.S_ISREG(mode) and self._marks.parities.is_name(name)):
+                self._misplaced(path, mode)
+
     # --------------------------------------------------------------------------- first pass
 
     def files(self, path: str = ".") -> Iterator[tuple[str, int]]:
@@ -216,7 +200,7 @@ class Check:
 
     def structure(self, path: str) -> None:
         """Look at one file without decoding it."""
-        for finding in self._steadily(path, self._structure):
+        for finding in self._steadily(path, self._judged(self._structure)):
             self._report(finding)
 
     def _structure(self, fd: int, path: str) -> list[Finding]:
@@ -244,6 +228,7 @@ class Check:
             ]
         if facts.overlay is not None:
             findings += self._check_overlay(fd, path, facts.overlay)
+        findings += self._check_parity(fd, path)
         if self._store.xattr_marks and FROZEN_MARK not in os.listxattr(fd):
             do = "nothing; `lmfs repair` sets it again"
             findings.append(Finding(Kind.MARK_MISSING, path, f"no xattr {FROZEN_MARK}", do))
@@ -266,6 +251,56 @@ class Check:
                 path = self._marks.overlays.path(name)
                 do = "nothing; the next mount removes it"
                 self._find(Kind.OVERLAY_UNNAMED, path, "an overlay that no file has", do)
+
+    def _check_parity(self, fd: int, path: str) -> list[Finding]:
+        """What can be said of a whole file's parity without reading all of it."""
+        names = self._marks.parities.of(fd)
+        self._used |= names
+        for name in sorted(names):
+            try:
+                with self._marks.parities.open(name) as parity:
+                    flaws = parity.flaws
+            except (LmfsError, OSError) as error:
+                flaws = [str(error)]
+            if flaws:
+                return [self._parity_damaged(path, name, "; ".join(flaws))]
+        if names or self._percent is None:
+            return []
+        do = "nothing; `lmfs freeze` makes it"
+        return [Finding(Kind.PARITY_MISSING, path, "no parity, as the store should have", do)]
+
+    def _parity_damaged(self, path: str, name: str, problem: str) -> Finding:
+        problem = f"its parity {self._marks.parities.path(name)}: {problem}"
+        do = "`lmfs repair` makes it anew; the file itself is readable"
+        return Finding(Kind.PARITY_DAMAGED, path, problem, do)
+
+    def unused_parity(self) -> None:
+        """Report parity that no file has, after a look at every file of the store."""
+        for name in self._marks.parities.names():
+            if name not in self._used:
+                path = self._marks.parities.path(name)
+                do = "nothing; the next mount removes it"
+                self._find(Kind.PARITY_UNUSED, path, "parity that no file has", do)
+
+    def _judged(self, look: Look) -> Look:
+        """Says also of damaged files whether they can be healed."""
+
+        def judged(fd: int, path: str) -> list[Finding]:
+            try:
+                findings = look(fd, path)
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                findings = [_unreadable(path, error)]
+            if not any(finding.kind in DAMAGE for finding in findings):
+                return findings
+            verdict = judge(self._marks, fd)
+            if verdict is None:
+                return findings
+            self._used.add(verdict.parity)
+            return [_with(verdict, f) if f.kind in DAMAGE else f for f in findings]
+
+        return judged
 
     def _need(self, path: str, model: bytes) -> Finding | None:
         """What is wrong with the model that a file needs."""
@@ -313,9 +348,24 @@ class Check:
                     return []  # as the first pass said
                 except LmfsError as error:
                     return [Finding(Kind.CONTENT, path, str(error), error.do or _RECOVER)]
-            return [Finding(Kind.CONTENT, path, p.what, _RECOVER, p.offset) for p in wrong]
+            findings = [Finding(Kind.CONTENT, path, p.what, _RECOVER, p.offset) for p in wrong]
+            return findings or self._read_parity(fd, path)
 
-        return self._steadily(path, look)
+        return self._steadily(path, self._judged(look))
+
+    def _read_parity(self, fd: int, path: str) -> list[Finding]:
+        """What is wrong with the parity of a file that is whole, if all of both is read."""
+        size = os.fstat(fd).st_size
+        for name in sorted(self._marks.parities.of(fd)):
+            try:
+                with self._marks.parities.open(name) as parity:
+                    if not parity.flaws:  # or the first pass said it
+                        prove(parity, lambda count, offset: os.pread(fd, count, offset), size)
+            except VerifyError as error:
+                return [self._parity_damaged(path, name, str(error.got))]
+            except (LmfsError, OSError):
+                continue  # as the first pass said
+        return []
 
     # --------------------------------------------------------------------------- small parts
 
@@ -388,6 +438,14 @@ class Check:
 
     def _find(self, kind: Kind, path: str, problem: str, do: str) -> None:
         self._report(Finding(kind, path, problem, do))
+
+
+def _with(verdict: Verdict, finding: Finding) -> Finding:
+    blocks = f"damaged blocks of {BLOCK} bytes: {verdict.damaged_blocks}"
+    if verdict.can_be_healed:
+        problem = f"{finding.problem}; {blocks}, which can be healed"
+        return replace(finding, problem=problem, do=_HEAL, can_be_healed=True)
+    return replace(finding, problem=f"{finding.problem}; {blocks}, more than its parity heals")
 
 
 def _is_own(name: str, mode: int) -> bool:

@@ -2,7 +2,7 @@
 
 Owns: the xattrs `user.lmfs.frozen`, `user.lmfs.plain` and `user.lmfs.replaced` (on an inode that
 another one has replaced, for those who have it open), and the rules below. Imports
-`overlays`, lmfs.container and lower. Any thread may call it.
+`overlays`, `parities`, lmfs.container and lower. Any thread may call it.
 
 A frozen file carries three marks: the magic of a frozen container at its beginning; a checked
 trailer at its end that names its store and fits its length; and the xattr FROZEN_MARK (half of
@@ -41,6 +41,7 @@ from ..container import MAGIC_BYTES, MAX_TRAILER_BYTES, Kind, Trailer, parse_tra
 from ..errors import DamagedError
 from .inodes import KEPT_MARK, KeptInodes
 from .overlays import Overlays, data_start, identity
+from .parities import Parities
 from .store import Store
 
 FROZEN_MARK = "user.lmfs.frozen"
@@ -86,6 +87,7 @@ class Marks:
         self.store = store
         self.inodes = KeptInodes(store.root_fd)
         self.overlays = Overlays(store)
+        self.parities = Parities(store)
         self._lock = threading.Lock()
         # (device, real inode) -> what the file was like then, and its facts; one a file, for a
         # file that is written to again and again is like another one each time
@@ -233,7 +235,8 @@ class Marks:
                 where=self.store.shown_path(path),
                 expected="magic, trailer and xattr of this store, or none of them",
                 got=facts.problem,
-                do="restore it from a backup, or save its whole chunks with `lmfs recover`",
+                do="`lmfs repair` heals it, if it has parity, or saves its whole chunks beside it; "
+                "or restore it from a backup",
             )
 
 

@@ -37,6 +37,7 @@ STORE_ID_BYTES = 16
 _DESCRIPTION = "store.json"
 _MODELS = "models"
 _PRIMERS = "primers"
+_PARITY = "parity"
 _MODEL_SUFFIX = ".lmm"
 _PRIMER_SUFFIX = ".lmz"
 _PROBE = "user.lmfs.probe"
@@ -214,6 +215,11 @@ class Store:
         return f"{DIRECTORY}/{_PRIMERS}"
 
     @property
+    def parity_path(self) -> str:
+        """Where the store keeps what heals its frozen files, relative to its root."""
+        return f"{DIRECTORY}/{_PARITY}"
+
+    @property
     def search(self) -> list[Path]:
         """Where readers of its files look for models and shared primers."""
         places = [self.models, self.primers]
@@ -250,20 +256,18 @@ class Store:
         name: str,
         source: BinaryIO,
         check: Callable[[Path], None] | None = None,
+        mode: int = 0o644,
     ) -> None:
         """Write a file of the store's own, durably; one that has the name is replaced.
 
         directory: directly below `.lmfs/`; made if need be
         check: told where the bytes are, on the disk, before they get their name; may raise
         """
-        head, own_name = os.path.split(directory)
-        with own_directory(self.root_fd, head) as own, contextlib.suppress(FileExistsError):
-            os.mkdir(own_name, 0o755, dir_fd=own)
-            os.fsync(own)
+        self.make_own_directory(directory)
         temporary = self.new_temporary_name(0)
-        with own_directory(self.root_fd, head, own_name) as own:
+        with own_directory(self.root_fd, *directory.split("/")) as own:
             try:
-                with open(_create(temporary, own), "wb") as file:
+                with open(_create(temporary, own, mode), "wb") as file:
                     fcntl.flock(file, fcntl.LOCK_EX)
                     shutil.copyfileobj(source, file)
                     file.flush()
@@ -278,11 +282,18 @@ class Store:
                 raise
             os.fsync(own)
 
+    def make_own_directory(self, directory: str) -> None:
+        """Make a directory directly below `.lmfs/`, durably; nothing to do if it is there."""
+        head, name = os.path.split(directory)
+        with own_directory(self.root_fd, head) as own, contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o755, dir_fd=own)
+            os.fsync(own)
+
     def sweep_own(self) -> list[str]:
-        """Remove half-written models and primers that a crash left; the paths removed."""
+        """Remove what a crash left half-written in `.lmfs/`; the paths removed."""
         left = [
             f"{directory}/{entry.name}"
-            for directory in (self.models_path, self.primers_path)
+            for directory in (self.models_path, self.primers_path, self.parity_path)
             for entry in _scan(directory, self.root_fd)
             if self.temporary_inode(entry.name) is not None
         ]
@@ -320,8 +331,8 @@ def _scan(directory: str, root_fd: int) -> Iterator[os.DirEntry[str]]:
         yield from entries
 
 
-def _create(path: str, dir_fd: int) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=dir_fd)
+def _create(path: str, dir_fd: int, mode: int = 0o644) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=dir_fd)
 
 
 def _create_description(root_fd: int, path: str) -> None:

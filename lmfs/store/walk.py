@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import stat
 import time
 from collections.abc import Callable, Iterator
 
-from .marks import FROZEN_MARK, Marks, patched_by
-from .publish import sweep
+from ..errors import LmfsError
+from .marks import FROZEN_MARK, Marks, State, patched_by
+from .parities import Known
+from .parity import Ends
+from .publish import open_quietly, sweep
 from .store import DIRECTORY, Store
 
 _CLOCK_TICK_NS = 20_000_000
@@ -63,7 +67,8 @@ def regular_files(store: Store, path: str = ".") -> Iterator[tuple[str, os.stat_
 def sweep_tree(marks: Marks, path: str = ".") -> list[str]:
     """Remove what crashes left below a directory, and in `.lmfs/`; the paths removed.
 
-    Overlays that no file names are removed only if the directory is the root.
+    Overlays that no file names, and parity that no file has, are removed only if the directory is
+    the root.
     """
     store = marks.store
     removed = []
@@ -73,6 +78,7 @@ def sweep_tree(marks: Marks, path: str = ".") -> list[str]:
     removed += store.sweep_own()
     if path == ".":
         removed += sweep_overlays(marks)
+        removed += sweep_parity(marks)
     return removed
 
 
@@ -106,6 +112,71 @@ def sweep_overlays(marks: Marks) -> list[str]:
                     overlays.remove(name)
                     removed.append(overlays.path(name))
     return removed
+
+
+def sweep_parity(marks: Marks) -> list[str]:
+    """Remove parity that no file has; the paths removed.
+
+    As above, nothing is removed while anything changes; nor while there is a damaged file whose
+    parity is not known by its ends, for any may be that one's.
+    """
+    store, parities = marks.store, marks.parities
+    names = parities.names()
+    before = _directory_times(store) if names else None
+    if before is None:
+        return []
+    try:
+        marked = {s.st_ino for p, s in regular_files(store) if _is_marked(store, p)}
+        unused = [name for name in names if parities.inode(name) not in marked]
+        # Now files must be read: after a copy of the store or a crash, or where xattrs are lost.
+        if unused and (parities.are_being_made() or _find_owners(marks, unused)):
+            return []
+    except (OSError, LmfsError):
+        return []
+    removed = parities.remove_unused(unused, lambda: _directory_times(store) == before)
+    return [parities.path(name) for name in removed]
+
+
+def _find_owners(marks: Marks, names: list[str]) -> bool:
+    """Take the names from the list that some file has; True if there is a file that may have any.
+
+    A whole file's are named after its inode from then on.
+    """
+    known = Known(names)
+    for path, status in regular_files(marks.store):
+        if not names:
+            break
+        facts = marks.facts_of_path(path, status)
+        if facts.state is State.HOT:
+            continue
+        fd = open_quietly(path, marks.store.root_fd)
+        try:
+            ends = Ends.of(functools.partial(_pread, fd), status.st_size)
+            if facts.state is not State.DAMAGED:
+                for name in sorted(known.of_both(ends).intersection(names))[:1]:
+                    names.remove(name)
+                    marks.parities.follow(name, fd)
+            elif not marks.parities.known().of(ends):
+                return True
+            else:
+                names[:] = [name for name in names if name not in known.of(ends)]
+        finally:
+            os.close(fd)
+    return False
+
+
+def _pread(fd: int, size: int, offset: int) -> bytes:
+    return os.pread(fd, size, offset)
+
+
+def _is_marked(store: Store, path: str) -> bool:
+    try:
+        os.getxattr(store.real_path(path), FROZEN_MARK, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.ENOENT, errno.ENOTSUP):
+            return False
+        raise
+    return True
 
 
 def _overlay_id(store: Store, path: str) -> bytes | None:
