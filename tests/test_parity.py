@@ -107,13 +107,18 @@ def reader(data):
     return lambda size, offset: bytes(data[offset : offset + size])
 
 
-def with_damaged(data: bytes, blocks, chance=random, start: int = 0) -> bytes:
-    """These blocks of 512 bytes, from `start` on, each with a byte or all of it changed."""
+def with_damaged(
+    data: bytes, blocks, chance=random, start: int = 0, *, whole: bool = False
+) -> bytes:
+    """These blocks of 512 bytes, from `start` on, each with a byte or all of it changed.
+
+    whole: all of each, for a single byte may be one of the filling
+    """
     changed = bytearray(data)
     for block in blocks:
         begin = start + block * BLOCK
         end = min(begin + BLOCK, len(changed))
-        if chance.random() < 0.5:
+        if not whole and chance.random() < 0.5:
             changed[chance.randrange(begin, end)] ^= 1 << chance.randrange(8)
         else:
             changed[begin:end] = bytes(b ^ 0x55 for b in changed[begin:end])
@@ -191,7 +196,7 @@ class TestFile:
         """Any of its blocks, and a block of the file beside it."""
         case = Case(tmp_path, 70_000, 5)
         for block in range(-(-len(case.parity) // BLOCK)):
-            damaged_parity = with_damaged(case.parity, [block])
+            damaged_parity = with_damaged(case.parity, [block], whole=True)
             damaged = with_damaged(case.whole, [block % case.shape.content])
             with case.open(damaged_parity) as opened, pytest.raises(VerifyError):
                 parity.prove(opened, reader(case.whole), len(case.whole))
@@ -200,7 +205,7 @@ class TestFile:
 
     def test_both_headers_and_all_of_the_table(self, tmp_path):
         case = Case(tmp_path, 60_000, 5)
-        ends = with_damaged(case.parity, [0])
+        ends = with_damaged(case.parity, [0], whole=True)
         ends = ends[:-4] + bytes(4)
         with pytest.raises(DamagedError):
             case.open(ends)
