@@ -89,7 +89,9 @@ def _replace(marks: Marks, source: Source, healed: HealedSource, name: str) -> N
         _verify(marks, path, new, healed)
         with marks.overlays.commit():
             new.publish(None, lambda: source.has_changed() or has_writers(source.fd))
-        marks.parities.follow(name, new.fd)
+        # What healed it may be the parity of another file of the same bytes, and stays that one's.
+        stem, _, _ = name.rpartition("-")
+        marks.parities.follow(f"{stem}-{source.status.st_ino:x}", new.fd)
 
 
 def _shown_inode(marks: Marks, source: Source) -> int:
