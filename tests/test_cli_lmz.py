@@ -243,7 +243,11 @@ def test_a_signal_leaves_the_original_and_nothing_else(programs, tmp_path, numbe
     path = tmp_path / "noise"
     path.write_bytes(random.Random(1).randbytes(1 << 20) * 30)
     process = subprocess.Popen(
-        [programs / "lmz", "--no-model", path], stderr=subprocess.PIPE, start_new_session=True
+        [programs / "lmz", "--no-model", path],
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        # A shell that runs the tests in the background has SIGINT ignored, which is inherited.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 30
     while len(names(tmp_path)) < 2 and time.monotonic() < deadline:

@@ -196,8 +196,9 @@ class Parities:
 
     def drop(self, fd: int) -> None:
         """Remove the parity of an open file that is replaced, or that has lost its name."""
-        with contextlib.suppress(OSError, DamagedError):  # then the sweep does it
-            self.remove(_name(fd))
+        # Where there is no parity nothing is read; where it cannot be removed the sweep does it.
+        with contextlib.suppress(OSError, DamagedError), self._directory() as directory:
+            os.unlink(_name(fd), dir_fd=directory)
         reached("dropped")
 
     @contextlib.contextmanager
