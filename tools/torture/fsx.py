@@ -38,6 +38,7 @@ from rich.progress import Progress
 from lmfs.codecs.choose import Chooser, default_chooser
 from lmfs.container import Kind
 from lmfs.errors import BusyError
+from lmfs.models import registry
 from lmfs.store.freeze import Action, freeze, thaw
 from lmfs.store.marks import Marks
 from lmfs.store.system import RENAME_EXCHANGE, RENAME_NOREPLACE, rename
@@ -587,11 +588,12 @@ class Worker:
         found = self._some_file()
         if found is None:
             return None
-        key, chooser = found[0], Chooser(None, 1)
+        key, chooser, model = found[0], Chooser(None, 1), None
         if self.chance.random() < 0.03:
             self._slow = self._slow or default_chooser(4)
-            chooser = self._slow
-        outcome = freeze(self._marks, self._inner(key), chooser, chunk_size=CHUNK_SIZE)
+            chooser, model = self._slow, registry.shipped()
+        path = self._inner(key)
+        outcome = freeze(self._marks, path, chooser, model=model, chunk_size=CHUNK_SIZE)
         self.done[f"frozen {outcome.action is Action.FROZEN}"] += 1
         return f"{self._inner(key)}: {outcome.action.value}, {outcome.reason}"
 
