@@ -357,9 +357,9 @@ class Vfs:
         so it goes when it is replaced, or before the next call that could see it, or soon.
         """
         self._refuse_private(path)
-        inode = self._shown_inode(path)
-        number = self._files.keep_open(inode)
-        if number is None:
+        inode = self._files.shown_inode(path)
+        number = None if inode is None else self._files.keep_open(inode)
+        if inode is None or number is None:
             return False
         with self._leaving_lock:
             self._hidden[os.path.basename(name)] = _Hidden(inode, number, path)
@@ -387,16 +387,10 @@ class Vfs:
                         continue
                     with contextlib.suppress(OSError):
                         # Frozen or thawed meanwhile it is another inode, but shows the same.
-                        if self._shown_inode(name) == entry.inode:
+                        if self._files.shown_inode(name) == entry.inode:
                             with self._losing_its_name(name):
                                 os.unlink(name, dir_fd=self.store.root_fd)
                     del self._leaving[name]
-
-    def _shown_inode(self, path: str) -> int:
-        status = self._stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            return status.st_ino
-        return self.marks.facts_of_path(path, status).inode
 
     def _hidden_handle(self, path: str, *, to_write: bool = False) -> int | None:
         """A handle of the file that `path` stands for since it lost its name; None if of none."""
@@ -431,10 +425,10 @@ class Vfs:
         """
         with contextlib.ExitStack() as afterwards, contextlib.ExitStack() as held:
             afterwards.enter_context(self.marks.parities.dropped_with(path))
-            if self._is_open_file(path):
+            inode = self._open_inode(path)
+            if inode is not None:
                 held.enter_context(self.marks.overlays.commit())
-                with contextlib.suppress(FileNotFoundError):
-                    self._files.catch_up(path, self._shown_inode(path))
+                self._files.catch_up(path, inode)
             if self.marks.is_patched(path):
                 fd = os.open(path, os.O_PATH | os.O_NOFOLLOW, dir_fd=self.store.root_fd)
                 afterwards.callback(os.close, fd)
@@ -442,12 +436,13 @@ class Vfs:
                 afterwards.callback(self._drop_overlay, fd)
             yield
 
-    def _is_open_file(self, path: str) -> bool:
+    def _open_inode(self, path: str) -> int | None:
+        """The number that a file shows which somebody has open; None for any other."""
         try:
-            is_file = stat.S_ISREG(self._stat(path).st_mode)
-            return is_file and self._files.number_of(self._shown_inode(path)) is not None
+            inode = self._files.shown_inode(path)
         except FileNotFoundError:
-            return False
+            return None
+        return None if inode is None or self._files.number_of(inode) is None else inode
 
     def _drop_overlay(self, fd: int) -> None:
         if not os.fstat(fd).st_nlink:

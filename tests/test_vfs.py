@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import stat
+import threading
 import time
 
 import pytest
@@ -221,6 +222,22 @@ class TestNames:
         assert vfs.attributes(name, reader).size == 3
         assert vfs.read(reader, 100, 0, name) == b"NEW"
         assert name == "f" or vfs.attributes(name).size == 3
+
+    def test_what_took_the_name_of_a_removed_file_is_not_opened(self, backing, vfs):
+        """A FIFO would hold the reader up, a device would do something."""
+        backing.write_frozen("f", DATA)
+        reader = vfs.open("f", os.O_RDONLY)
+        assert vfs.hide("f", "hidden1")
+        vfs.list_xattrs(".")
+        time.sleep(0.5)
+        os.mkfifo(backing.path / "f")
+        got = []
+        thread = threading.Thread(
+            target=lambda: got.append(vfs.read(reader, 100, 0, "hidden1")), daemon=True
+        )
+        thread.start()
+        thread.join(5)
+        assert got == [DATA[:100]]
 
     def test_who_could_not_follow_gets_no_old_bytes(self, backing, vfs):
         """Another mount wrote and removed it; nobody told this one."""

@@ -265,6 +265,13 @@ class Handles:
             self._handles[number] = kept
         return number
 
+    def shown_inode(self, path: str) -> int | None:
+        """The number that a regular file shows; None for anything else. raises: OSError"""
+        status = os.stat(path, dir_fd=self._store.root_fd, follow_symlinks=False)
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        return self._marks.facts_of_path(path, status).inode
+
     def number_of(self, inode: int) -> int | None:
         """An open handle of the file that shows this inode number, for writing if possible."""
         with self._lock:
@@ -524,6 +531,9 @@ class Handles:
     def _follow(self, handle: _Handle, path: str, *, certain: bool = False) -> None:
         """Turn a handle for reading to what replaced its file, if that is the same file."""
         try:
+            # Looked at first: a FIFO or a device that has the name by now is not to be opened.
+            if not certain and self.shown_inode(path) != handle.inode:
+                return
             successor = self._open_handle(path, os.O_RDONLY)
         except (OSError, LmfsError):
             return  # removed, not replaced: its bytes remain readable

@@ -260,7 +260,7 @@ class Parities:
         with contextlib.suppress(*_NO_DIRECTORY):
             self.stat(own)
             return {own}
-        return self.known().of_both(Ends.of(*_of(fd)))
+        return self.known().of_both(ends_of(fd))
 
     def healed(
         self, pread: Pread, size: int, *, known: Known | None = None, thorough: bool = False
@@ -347,6 +347,11 @@ def _of(fd: int) -> tuple[Pread, int]:
     return lambda size, offset: os.pread(fd, size, offset), os.fstat(fd).st_size
 
 
+def ends_of(fd: int) -> Ends:
+    """Those of an open frozen file. raises: OSError"""
+    return Ends.of(*_of(fd))
+
+
 def _name(fd: int) -> str:
-    tail, head = Ends.of(*_of(fd))
+    tail, head = ends_of(fd)
     return f"{tail.hex()}-{head.hex()}-{os.fstat(fd).st_ino:x}"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import os
 import stat
 import time
@@ -15,8 +14,7 @@ from collections.abc import Callable, Iterator
 
 from ..errors import LmfsError
 from .marks import FROZEN_MARK, Marks, State, patched_by
-from .parities import Known
-from .parity import Ends
+from .parities import Known, ends_of
 from .publish import open_quietly, sweep
 from .store import DIRECTORY, Store
 
@@ -151,7 +149,7 @@ def _find_owners(marks: Marks, names: list[str]) -> bool:
             continue
         fd = open_quietly(path, marks.store.root_fd)
         try:
-            ends = Ends.of(functools.partial(_pread, fd), status.st_size)
+            ends = ends_of(fd)
             if facts.state is not State.DAMAGED:
                 for name in sorted(known.of_both(ends).intersection(names))[:1]:
                     names.remove(name)
@@ -163,10 +161,6 @@ def _find_owners(marks: Marks, names: list[str]) -> bool:
         finally:
             os.close(fd)
     return False
-
-
-def _pread(fd: int, size: int, offset: int) -> bytes:
-    return os.pread(fd, size, offset)
 
 
 def _is_marked(store: Store, path: str) -> bool:
