@@ -31,6 +31,7 @@ from .errors import DamagedError, LmfsError, MountError, UsageError
 from .store.control import ControlServer
 from .store.freezing import NO_WISHES, Wishes
 from .store.store import Store
+from .store.system import return_memory
 from .store.walk import sweep_tree
 from .vfs import DEFAULT_CACHE_BYTES, Maker, Vfs
 
@@ -61,6 +62,7 @@ _UTIME_OMIT = (1 << 30) - 2
 _UNKNOWN_INODE = 0xFFFFFFFF
 _ATTRIBUTE_SECONDS = 1.0
 _THREADS = 10
+_RETURN_MEMORY_S = 10.0
 _ENDED_BY_SIGNAL = 8  # fuse_main(3); it has unmounted by then
 
 _log = logging.getLogger(__name__)
@@ -218,6 +220,7 @@ class _Operations:
         self._hidden_count = 0
         self._paused: int | None = None
         self._pause_lock = threading.Lock()
+        self._ended = threading.Event()
         self._library_config: Any = None  # libfuse's own, read by it at every answer
         # Of calls; a count may miss one where two threads count at once.
         self.counts: dict[str, int] = {}
@@ -225,6 +228,7 @@ class _Operations:
         self.bugs = 0
 
     def close(self) -> None:
+        self._ended.set()
         if self._control is not None:
             self._control.close()
         if self._paused is not None:
@@ -249,6 +253,16 @@ class _Operations:
         connection.want &= ~_CAP_HANDLE_KILLPRIV
         self._library_config = config
         threading.Thread(target=self._announce, name="lmfs-ready", daemon=True).start()
+        threading.Thread(target=self._return_memory, name="lmfs-memory", daemon=True).start()
+
+    def _return_memory(self) -> None:
+        """What many threads allocate and free stays with the process, more and more, else."""
+        seen = 0
+        while not self._ended.wait(_RETURN_MEMORY_S):
+            calls = sum(list(self.counts.values()))
+            if calls != seen:
+                return_memory()
+            seen = calls
 
     def _announce(self) -> None:
         """Say that the mount answers, when it has answered; then tidy up after old crashes."""
@@ -276,6 +290,7 @@ class _Operations:
             return self.statistics()
         if do == "drop-caches":
             self._vfs.drop_caches()
+            return_memory()
             return {}
         if do == "thaw":
             path = os.path.normpath(str(asked.get("path")))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
+import sys
 
 import pytest
 from backing import text
@@ -201,3 +203,40 @@ class TestLocate:
     def test_the_stores_own(self, backing):
         with pytest.raises(UsageError, match="store's own"):
             locate(str(description(backing.path)))
+
+
+HOARDED = """
+import ctypes, threading
+from lmfs.store.system import return_memory
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
+kept = []
+def work():
+    taken = []
+    for _ in range(250):  # what is kept lies behind what is freed: no heap can shrink
+        taken.append(libc.malloc(60_000))
+        ctypes.memset(taken[-1], 1, 60_000)
+        kept.append(libc.malloc(100))
+    for address in taken:
+        libc.free(ctypes.c_void_p(address))
+threads = [threading.Thread(target=work) for _ in range(4)]
+before = resident()
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+hoarded = resident() - before
+return_memory()
+print(hoarded, resident() - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc")
+def test_memory_of_threads_goes_back_to_the_system():
+    code = [sys.executable, "-c", HOARDED]
+    said = subprocess.run(code, check=True, capture_output=True, text=True).stdout
+    hoarded, left = map(int, said.split())
+    assert hoarded > 10
+    assert left < hoarded / 2
