@@ -132,11 +132,6 @@ class Coding:
     primer_bytes: int = 0
     shared_id: bytes | None = None
 
-    @property
-    def follows(self) -> tuple[bytes | None, bytes | None, int, bytes | None]:
-        """Vocabulary, profile, length of the own primer, and the shared one."""
-        return self.model_id, self.profile_id, self.primer_bytes, self.shared_id
-
 
 @dataclass(frozen=True)
 class Header:
@@ -175,7 +170,7 @@ class Header:
 
     @property
     def primer_bytes(self) -> int:
-        """How much of the member's beginning is its primer."""
+        """How much of the member's beginning is followed at most."""
         return max((coding.primer_bytes for coding in self.codings), default=0)
 
     @property
@@ -212,7 +207,7 @@ class Header:
 
 
 def _one_primer(codings: Sequence[Coding]) -> bool:
-    own = {coding.follows for coding in codings if coding.primer_bytes}
+    own = {(c.model_id, c.profile_id, c.shared_id) for c in codings if c.primer_bytes}
     shared = {(c.model_id, c.profile_id, c.shared_id) for c in codings if c.shared_id is not None}
     return len(own) < 2 and len(shared) < 2
 

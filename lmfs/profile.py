@@ -37,6 +37,11 @@ _DESCRIPTION_2 = _DESCRIPTION_1.replace("coder profile 1", "coder profile 2").re
     "mixer: none", "mixer: 2, as FORMAT.md specifies it; its data follows the table"
 )
 
+_DESCRIPTION_3 = _DESCRIPTION_2.replace("coder profile 2", "coder profile 3").replace(
+    "its data follows the table",
+    "2^22 slots, 2^17 runs of a context, 2^18 places of a match; its data follows the table",
+)
+
 _TABLE_TOP_BITS = 24
 _LOGIT_UNITS_PER_NAT = 64
 
@@ -47,11 +52,13 @@ class CoderProfile:
 
     table: uint32 (n,): a token's frequency by its logit's distance below the largest
     mixer_data: the mixer's tables and what it starts from; empty: predictions are not mixed
+    mixer_sizes: how many slots, runs and places it has, as powers of two
     """
 
     description: str
     table: memoryview
     mixer_data: bytes = b""
+    mixer_sizes: tuple[int, int, int] = (17, 14, 15)
     id: bytes = field(init=False)
     mixer: MixerProfile | None = field(init=False)
 
@@ -59,7 +66,7 @@ class CoderProfile:
         table = struct.pack(f"<{len(self.table)}I", *self.table)
         content = self.description.encode("utf-8") + table + self.mixer_data
         object.__setattr__(self, "id", blake3.blake3(content).digest(length=ID_BYTES))
-        mixer = MixerProfile(self.mixer_data) if self.mixer_data else None
+        mixer = MixerProfile(self.mixer_data, *self.mixer_sizes) if self.mixer_data else None
         object.__setattr__(self, "mixer", mixer)
 
 
@@ -99,9 +106,16 @@ def profile_2() -> CoderProfile:
     return CoderProfile(_DESCRIPTION_2, PROFILE_1.table, data)
 
 
+@functools.cache
+def profile_3() -> CoderProfile:
+    """Profile 2 with a mixer that remembers more: for long primers, of a megabyte."""
+    before = profile_2()
+    return CoderProfile(_DESCRIPTION_3, before.table, before.mixer_data, (22, 17, 18))
+
+
 def profile_by_id(id: bytes) -> CoderProfile:
     """The profile with this id; VersionError where this lmfs does not know it."""
-    known = (profile_2(), PROFILE_1)
+    known = (profile_3(), profile_2(), PROFILE_1)
     for profile in known:
         if profile.id == id:
             return profile

@@ -76,7 +76,7 @@ def follows(chunks: list[bytes], limit: int) -> list[bytes]:
 class Planned:
     """Codes every chunk as a plan says (it begins anew at its end), and as FORMAT.md says."""
 
-    NAMES = ("raw", "zstd", "mix", "lm", "lm+")
+    NAMES = ("raw", "zstd", "mix", "lm", "lm+", "mix-", "lm-")  # "-": half the primer
 
     def __init__(self, package: ModelPackage, plan: str, primer_bytes: int) -> None:
         ids = package.id, profile_2().id
@@ -86,9 +86,12 @@ class Planned:
             Coding(CodecId.MIX, *ids, primer_bytes),
             Coding(CodecId.LM, *ids),
             Coding(CodecId.LM, *ids, primer_bytes),
+            Coding(CodecId.MIX, *ids, max(1, primer_bytes // 2)),
+            Coding(CodecId.LM, *ids, max(1, primer_bytes // 2)),
         ]
         lm = LmCodec(package, profile_2())
-        self.codecs = [RawCodec(), ZstdCodec(), MixCodec(package, profile_2()), lm, lm]
+        mix = MixCodec(package, profile_2())
+        self.codecs = [RawCodec(), ZstdCodec(), mix, lm, lm, mix, lm]
         self.plan = [self.NAMES.index(name) for name in plan.split()]
         self.vocabulary = package.tokenizer().vocabulary
 

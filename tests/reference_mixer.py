@@ -33,7 +33,7 @@ RUNS_OF_SET = 8
 SETS = 3
 LEVELS_OF_SLOT = 3
 GROUPS = 4
-SLOT_BITS, RUN_BITS, MATCH_BITS = 17, 14, 15
+SIZES = (17, 14, 15)  # powers of two: slots, runs of a context, places of a match; profile 2's
 MAX_STRETCH = 2047
 WEIGHT_BITS = 13
 KNOTS = 33
@@ -172,8 +172,11 @@ class Vote:
 class Mixer:
     """data: a profile's tables and adaptive state; spellings: the vocabulary's, sorted"""
 
-    def __init__(self, data: bytes, spellings: Sequence[bytes]) -> None:
+    def __init__(
+        self, data: bytes, spellings: Sequence[bytes], sizes: tuple[int, int, int] = SIZES
+    ) -> None:
         tables, adaptive = split(data)
+        self.slot_bits, self.run_bits, self.place_bits = sizes
         self.spellings = spellings
         self.tables = {name: tables[name].tolist() for name in TABLES.names or ()}
         self.state = {name: adaptive[name].tolist() for name in ADAPTIVE.names or ()}
@@ -286,7 +289,7 @@ class Mixer:
 
     def slot(self, h: int) -> Slot:
         check = max(h & 255, 1)
-        places = [h >> 32 - SLOT_BITS ^ other for other in (0, 1, 2)]
+        places = [h >> 32 - self.slot_bits ^ other for other in (0, 1, 2)]
         near = [self.slots.get(place) or self.slots.setdefault(place, Slot()) for place in places]
         for slot in near:
             if slot.check == check:
@@ -298,7 +301,7 @@ class Mixer:
 
     def run(self, k: int, context: int) -> Run:
         h = hash32(context, 77)
-        run = self.runs.setdefault((k, h >> 32 - RUN_BITS), Run())
+        run = self.runs.setdefault((k, h >> 32 - self.run_bits), Run())
         if run.check != h & 255:
             run.check, run.history, run.token = h & 255, 0, 0
         return run
@@ -586,7 +589,7 @@ class Mixer:
                     match.length = 0
                     match.misses += 1
                 match.at += 1
-            key = hashed(k, self.tokens[: end - needed - 1 : -1]) >> 32 - MATCH_BITS
+            key = hashed(k, self.tokens[: end - needed - 1 : -1]) >> 32 - self.place_bits
             place = self.places[k].get(key, 0)
             self.places[k][key] = end
             if match.length:

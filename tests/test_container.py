@@ -146,14 +146,20 @@ def test_primers_up_to_16_mib_are_read():
         assert container.parse_header(header.pack()) == header
 
 
+def test_parts_of_a_primer_are_primers_too():
+    codings = [*PRIMED_CODINGS, Coding(CodecId.LM, *IDS, 0x12346), Coding(CodecId.LM, *IDS, 1)]
+    header = Header(Kind.ARCHIVE, 1000, tuple(codings))
+    assert container.parse_header(header.pack()) == header
+    assert header.primer_bytes == 0x12346
+
+
 @pytest.mark.parametrize(
     "other",
     [
-        Coding(CodecId.LM, *IDS, 0x12346),
         Coding(CodecId.MIX, bytes(16), MODEL.profile_id, 0x12345),
         Coding(CodecId.LM, MODEL.model_id, bytes(16), 0x12345),
     ],
-    ids=["length", "model", "profile"],
+    ids=["model", "profile"],
 )
 def test_two_different_primers_are_refused(other):
     with pytest.raises(UsageError, match="primers"):

@@ -33,4 +33,5 @@ def test_there_is_a_golden_file_for_every_kind():
         "1.0-model",
         "1.0-base-1",
         "1.0-base-2",
+        "1.0-base-2-level-9",
     }

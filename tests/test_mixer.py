@@ -31,8 +31,12 @@ DATA = profile_2().mixer_data
 Rows = NDArray[np.int16]
 
 
-def native(spellings: list[bytes] = ENGLISH, data: bytes = DATA) -> Mixer:
-    return Mixer(MixerProfile(data), Vocabulary(spellings))
+def native(
+    spellings: list[bytes] = ENGLISH,
+    data: bytes = DATA,
+    sizes: tuple[int, int, int] = reference.SIZES,
+) -> Mixer:
+    return Mixer(MixerProfile(data, *sizes), Vocabulary(spellings))
 
 
 def with_adaptive(adaptive: NDArray[np.void]) -> bytes:
@@ -99,6 +103,7 @@ class Case:
     primer: bytes = b""
     piece: int = 1 << 20
     data: bytes = DATA
+    sizes: tuple[int, int, int] = reference.SIZES
 
 
 ALICE = b"""Alice was beginning to get very tired of sitting by her sister
@@ -120,6 +125,8 @@ CASES = {
     "a deep vocabulary": Case(ALICE[:120] + noise(30) + ALICE[:60], PAIRS),
     "primed": Case(ALICE[150:], ENGLISH, primer=ALICE[:150]),
     "primed in pieces": Case(log_lines(3), ENGLISH, primer=log_lines(5), piece=37),
+    "little memory": Case(ALICE + log_lines(9), ENGLISH, primer=log_lines(4), sizes=(9, 4, 2)),
+    "much memory": Case(ALICE + log_lines(9), ENGLISH, primer=log_lines(4), sizes=(22, 17, 18)),
     "unlikely weights": Case(ALICE[:200], ENGLISH, data=unlikely(1)),
     "extreme weights": Case(noise(40) + bytes(60) + b"\xff" * 60, SINGLE, data=extreme(2)),
 }
@@ -130,7 +137,7 @@ def of_reference(name: str) -> tuple[reference.Mixer, bytes]:
     """The reference behind a case's chunk, and its blob: run once, it is slow."""
     if name not in references:
         case = CASES[name]
-        mixer = reference.Mixer(case.data, case.spellings)
+        mixer = reference.Mixer(case.data, case.spellings, case.sizes)
         mixer.prime(case.primer, case.piece)
         references[name] = mixer, mixer.encode(case.chunk)
     return references[name]
@@ -140,7 +147,7 @@ def of_reference(name: str) -> tuple[reference.Mixer, bytes]:
 def test_blob_and_state_equal_the_references(name: str) -> None:
     case = CASES[name]
     expected, blob = of_reference(name)
-    encoding = native(case.spellings, case.data)
+    encoding = native(case.spellings, case.data, case.sizes)
     encoding.prime(case.primer, case.piece)
     decoding = encoding.copy()
     assert encoding.encode(case.chunk) == blob
@@ -154,6 +161,9 @@ def test_blob_and_state_equal_the_references(name: str) -> None:
 def test_the_cases_go_where_they_should() -> None:
     """Slots thrown out, counters and weights at their limits, guesses: or nothing is compared."""
     assert of_reference("noise")[0].evictions > 5
+    assert of_reference("little memory")[0].evictions > 1000
+    blobs = [of_reference(f"{size} memory")[1] for size in ("little", "much")]
+    assert len(blobs[1]) < 0.99 * len(blobs[0])
     mixer, _ = of_reference("one token for long")
     assert mixer.guesses[True] > 200
     guesses = [mixer.guesses for mixer, _ in map(of_reference, CASES)]
@@ -176,7 +186,7 @@ def test_the_cases_go_where_they_should() -> None:
 @pytest.mark.parametrize("name", ["primed in pieces", "extreme weights"])
 def test_the_reference_decodes_likewise(name: str) -> None:
     case = CASES[name]
-    mixer = reference.Mixer(case.data, case.spellings)
+    mixer = reference.Mixer(case.data, case.spellings, case.sizes)
     mixer.prime(case.primer, case.piece)
     expected, blob = of_reference(name)
     assert mixer.decode(blob, len(case.chunk)) == case.chunk
@@ -471,7 +481,7 @@ def test_only_the_greedy_tokens_are_a_chunks() -> None:
 @pytest.mark.parametrize("length", [0, 1, MixerProfile.BYTES - 1, MixerProfile.BYTES + 1])
 def test_a_profile_of_another_length(length: int) -> None:
     with pytest.raises(ValueError, match=f"expected {MixerProfile.BYTES} bytes, got {length}"):
-        MixerProfile(bytes(length))
+        MixerProfile(bytes(length), *reference.SIZES)
 
 
 @pytest.mark.parametrize(
@@ -491,7 +501,13 @@ def test_a_profile_that_would_lead_astray(
     tables, adaptive = reference.split(DATA)
     (tables if name in (reference.TABLES.names or ()) else adaptive)[name][place] = value
     with pytest.raises(ValueError, match=message):
-        MixerProfile(tables.tobytes() + adaptive.tobytes())
+        MixerProfile(tables.tobytes() + adaptive.tobytes(), *reference.SIZES)
+
+
+@pytest.mark.parametrize("sizes", [(1, 14, 15), (17, 25, 15), (17, 14, -1), (32, 14, 15)])
+def test_sizes_that_would_lead_astray(sizes: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="sizes"):
+        MixerProfile(DATA, *sizes)
 
 
 def test_the_reference_has_the_native_layout() -> None:
@@ -504,9 +520,9 @@ def test_the_reference_has_the_native_layout() -> None:
 def test_wrong_arguments() -> None:
     mixer, vocabulary = native(), Vocabulary(ENGLISH)
     wrong: list[Callable[[], object]] = [
-        lambda: MixerProfile("x"),  # type: ignore[arg-type]
+        lambda: MixerProfile("x", *reference.SIZES),  # type: ignore[arg-type]
         lambda: Mixer(None, vocabulary),  # type: ignore[arg-type]
-        lambda: Mixer(MixerProfile(DATA), None),  # type: ignore[arg-type]
+        lambda: Mixer(MixerProfile(DATA, *reference.SIZES), None),  # type: ignore[arg-type]
         lambda: mixer.encode("x"),  # type: ignore[arg-type]
         lambda: mixer.decode(b"", -1),
         lambda: mixer.decode(bytearray(), 1),  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ nothing of lmfs.codecs.primer.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +15,9 @@ import pytest
 from containers import Planned, packed, reader, recovered
 
 from lmfs import lmz
-from lmfs.codecs.choose import Chooser
-from lmfs.codecs.primer import STATE_BYTES, Primer, recent_primers
+from lmfs.codecs.choose import LEVELS, Chooser
+from lmfs.codecs.lm import LmCodec
+from lmfs.codecs.primer import Primer, recent_primers
 from lmfs.container import CodecId, Coding, Header, Kind, checksum, header_length, parse_header
 from lmfs.errors import DamagedError, LmfsError, UnknownModelError, UsageError
 from lmfs.profile import PROFILE_1, profile_2
@@ -40,6 +42,7 @@ def cut(data: bytes, size: int = CHUNK) -> list[bytes]:
 
 
 MIXED = "mix lm+ mix raw zstd mix lm mix lm+"
+PARTS = "mix lm+ lm- mix- raw lm+ lm- mix mix- lm-"
 SHAPES = {  # in chunks: primer, size
     "whole chunks": (4, 10),
     "not whole chunks": (4.3, 10.2),
@@ -76,7 +79,7 @@ def check_reading(container: bytes, data: bytes, size: int, **search) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("plan", ["mix", MIXED])
+@pytest.mark.parametrize("plan", ["mix", MIXED, PARTS])
 def test_chunks_in_any_order(tiny, text, search, shape, plan):
     primer, length = shaped(shape, CHUNK)
     container = packed(text[:length], CHUNK, chooser=Planned(tiny, plan, primer))
@@ -114,6 +117,33 @@ def test_what_a_chooser_writes(tiny, text, search, shape):
     check_reading(container, data, size, **search)
 
 
+@pytest.mark.parametrize("batch_chunks", [3, 64])
+def test_the_models_chunks_of_a_primer_follow_parts_of_it(
+    tiny, data, search, monkeypatch, batch_chunks
+):
+    size = 400
+    stepped = dataclasses.replace(LEVELS[8], first_step_bytes=2 * size, primer_gain=-1.0)
+    monkeypatch.setitem(LEVELS, 8, stepped)
+    prose = (data / "alice29.txt").read_bytes()[5000 : 5000 + 12 * size]
+    chooser = Chooser(tiny, 8, primer_bytes=9 * size)
+    container = packed(prose, size, chooser=chooser, batch_chunks=batch_chunks)
+    chunks = cut(prose, size)
+    lm, followed = LmCodec(tiny, profile_2()), set()
+    with reader(container) as whole:
+        layout, codings = whole.members[0].layout, whole.members[0].codings
+        for i, chunk in enumerate(chunks):
+            coding = codings[layout.codings[i]]
+            if coding.codec is CodecId.LM:
+                assert coding.primer_bytes == (0, 0, 2, 2, 4, 4, 4, 4, 8, 9, 9, 9)[i] * size
+                followed.add(coding.primer_bytes)
+                mixer = Planned(tiny, "mix", 1).state(chunks[:i], coding.primer_bytes)
+                (expected,) = lm.encode([chunk], mixer if coding.primer_bytes else None)
+                at = int(layout.blob_offsets[i])
+                assert container[at : at + int(layout.coded_sizes[i])] == expected
+    assert len(followed) >= 4
+    check_reading(container, prose, size, **search)
+
+
 def test_following_makes_chunks_smaller(tiny, data):
     log = (data / "dpkg.log").read_bytes()[:6000]
     sizes = [
@@ -149,7 +179,8 @@ def test_members_follow_their_own_beginning(tiny, text, search):
 
 def test_many_readers_at_once(tiny, text, search, monkeypatch):
     """More than there are states kept: one thrown out is only computed again."""
-    monkeypatch.setattr(recent_primers, "max_bytes", 5 * STATE_BYTES)
+    state_bytes = Planned(tiny, "mix", 0).state([], 0).used_bytes
+    monkeypatch.setattr(recent_primers, "max_bytes", 5 * state_bytes)
     parts = [text[at : at + 7 * CHUNK] for at in range(0, 20 * 50, 50)]
     containers = [
         packed(part, CHUNK, chooser=Planned(tiny, "mix mix mix mix lm+", 4 * CHUNK))
@@ -160,7 +191,7 @@ def test_many_readers_at_once(tiny, text, search, monkeypatch):
         for part, one in zip(parts, readers, strict=True):
             assert one.read_chunks([number]) == [cut(part)[number]]
         # The last one had nothing yet when room was made for it.
-        assert STATE_BYTES < recent_primers.used_bytes <= 6 * (STATE_BYTES + 4 * CHUNK)
+        assert state_bytes < recent_primers.used_bytes <= 7 * (state_bytes + 16 * CHUNK)
     for one in readers:
         one.close()
     assert recent_primers.used_bytes == 0
@@ -191,7 +222,7 @@ def test_a_primer_reads_a_chunk_in_one_piece(tiny, text):
     chunks = [text[:5500], text[:1]]
     for chunk in chunks:
         primer.feed(chunk)
-    assert primer.mixer().adaptive() == state(chunks, 1 << 20).adaptive()
+    assert primer.mixer(primer.end).adaptive() == state(chunks, 1 << 20).adaptive()
 
 
 def test_a_primer_takes_chunks_in_order_only(tiny):
@@ -200,18 +231,20 @@ def test_a_primer_takes_chunks_in_order_only(tiny):
     assert primer.wants(0)
     assert not primer.wants(4)
     primer.feed(b"abcd")
-    early = primer.mixer()
+    early = primer.mixer(primer.end)
     assert (primer.wants(0), primer.wants(4), primer.complete) == (False, True, False)
-    assert [primer.serves(at) for at in (0, 4, 8)] == [False, True, False]
+    assert [primer.serves(at) for at in (0, 4, 5)] == [True, True, False]
     primer.feed(b"efgh")
-    late = primer.mixer()
+    late = primer.mixer(primer.end)
     primer.feed(b"ijkl")
     assert primer.complete
     assert primer.end == 8
-    assert primer.mixer().adaptive() == late.adaptive() == start([b"abcd", b"efgh"], 8).adaptive()
+    expected = start([b"abcd", b"efgh"], 8).adaptive()
+    assert primer.mixer(8).adaptive() == late.adaptive() == expected
+    assert primer.mixer(7).adaptive() == early.adaptive()
     assert early.adaptive() == start([b"abcd"], 8).adaptive()
     assert [primer.chunk_at(at) for at in (0, 4, 8)] == [b"abcd", b"efgh", None]
-    assert all(primer.serves(at) for at in (8, 100))
+    assert [primer.serves(at) for at in (8, 10, 11)] == [True, True, False]
 
 
 # --------------------------------------------------------------------------------------- damage
@@ -273,6 +306,24 @@ def check_lost_everywhere(container: bytes, chunks: list[bytes], lost: set[int],
 #        0   1   2   3   4    5   6    7  8   9  10  11
 PLAN = "mix lm+ raw mix zstd mix lm+ mix lm raw mix lm+"
 FOLLOWING = {0, 1, 3, 5, 6, 7, 10, 11}
+
+
+@pytest.fixture(scope="module")
+def parted(tiny, text) -> tuple[bytes, list[bytes]]:
+    """Likewise; four chunks are its primer, two of them half of it."""
+    data = text[: 9 * CHUNK]
+    plan = "mix lm lm- mix- lm+ lm- mix mix- lm+"
+    return packed(data, CHUNK, chooser=Planned(tiny, plan, 4 * CHUNK)), cut(data)
+
+
+@pytest.mark.parametrize(
+    ("number", "more"),
+    [(0, {2, 3, 4, 5, 6, 7, 8}), (1, {2, 3, 4, 5, 6, 7, 8}), (2, {4, 6, 8}), (3, {4, 6, 8})]
+    + [(number, set()) for number in range(4, 9)],
+)
+def test_damage_costs_those_only_that_follow_it(parted, search, number, more):
+    container, chunks = parted
+    check_lost_everywhere(spoilt(container, number), chunks, {number} | more, **search)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from array import array
 from decimal import ROUND_HALF_UP, Decimal, localcontext
 
@@ -10,11 +11,19 @@ import pytest
 import reference_mixer
 
 from lmfs.errors import VersionError
-from lmfs.profile import ID_BYTES, PROFILE_1, CoderProfile, profile_2, profile_by_id
+from lmfs.profile import (
+    ID_BYTES,
+    PROFILE_1,
+    CoderProfile,
+    profile_2,
+    profile_3,
+    profile_by_id,
+)
 
-# Until profile 2 is released its data may be learned anew; then this constant changes with it:
+# Until they are released their data may be learned anew; then these constants change with it:
 #     python -c "from lmfs.profile import profile_2; print(profile_2().id.hex())"
 PROFILE_2_ID = "e0ce3dbeedb1099104273b491ca3cfdc"
+PROFILE_3_ID = "e017c81bddc117541fa2f9abd1aa176e"
 
 
 def test_the_table_is_the_rounded_exponential() -> None:
@@ -51,6 +60,18 @@ def test_profile_2_is_profile_1_with_a_mixer() -> None:
     assert profile_2().description.splitlines()[2:] == PROFILE_1.description.splitlines()[2:]
     assert "mixer: 2" in profile_2().description
     assert "coder profile 2" in profile_2().description
+
+
+def test_profile_3_remembers_more() -> None:
+    before, profile = profile_2(), profile_3()
+    assert profile.id.hex() == PROFILE_3_ID
+    assert profile_by_id(profile.id) is profile
+    assert (profile.table, profile.mixer_data) == (before.table, before.mixer_data)
+    lines = zip(before.description.splitlines(), profile.description.splitlines(), strict=True)
+    assert len([one for one, other in lines if one != other]) == 2
+    said = ", ".join(re.findall(r"2\^\d+ (?:slots|runs|places)", profile.description))
+    assert said == "2^{} slots, 2^{} runs, 2^{} places".format(*profile.mixer_sizes)
+    assert before.mixer_sizes == reference_mixer.SIZES
 
 
 def test_what_the_mixers_tables_hold() -> None:

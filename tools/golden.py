@@ -1,8 +1,9 @@
 """Write the golden file of a released model: a container that must decode for ever.
 
-    python -m lmfs_tools.golden tests/data NAME
+    python -m lmfs_tools.golden tests/data [MODEL] [--level N]
 
-Owns: what is in it. Run once for each released model, then never for that one again.
+Owns: what is in it. Run once for each released model and coder profile, then never for that one
+again.
 tests/test_golden.py decodes all golden files.
 """
 
@@ -14,7 +15,7 @@ import io
 import json
 import pathlib
 
-from lmfs.codecs.choose import Chooser
+from lmfs.codecs.choose import DEFAULT_LEVEL, Chooser
 from lmfs.lmz import LmzReader, LmzWriter
 from lmfs.models import registry
 
@@ -33,14 +34,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=pathlib.Path)
     parser.add_argument("model", nargs="?", default=registry.DEFAULT_MODEL)
+    parser.add_argument("--level", type=int, default=DEFAULT_LEVEL, help="9 has profile 3")
     args = parser.parse_args()
     model = registry.shipped(args.model)
-    path = args.data / "golden" / f"1.0-{args.model}.lmz"
+    level = "" if args.level == DEFAULT_LEVEL else f"-level-{args.level}"
+    path = args.data / "golden" / f"1.0-{args.model}{level}.lmz"
     if path.exists():
         raise SystemExit(f"{path} is there already: golden files are never written anew")
     data = content(args.data)
     buffer = io.BytesIO()
-    with LmzWriter(buffer, chunk_size=CHUNK_SIZE, chooser=Chooser(model)) as writer:
+    with LmzWriter(buffer, chunk_size=CHUNK_SIZE, chooser=Chooser(model, args.level)) as writer:
         writer.write(data)
     path.write_bytes(buffer.getvalue())
     with LmzReader(path, model_search=[model.path]) as reader:

@@ -20,7 +20,7 @@ from lmfs.engines import engine_for
 from lmfs.models import registry
 from lmfs.models.package import ModelPackage
 from lmfs.native import Mixer, MixerProfile, TokenEncoder, Vocabulary
-from lmfs.profile import PROFILE_1
+from lmfs.profile import PROFILE_1, CoderProfile
 
 from .corpus import WEIGHTS
 
@@ -191,7 +191,7 @@ def learn(
     data: bytes, package: ModelPackage, runs: list[list[bytes]], with_model: bool
 ) -> NDArray[np.void]:
     """Passes over the runs; each is a primer for its last chunk, which a model may code, too."""
-    profile = MixerProfile(data)
+    profile = MixerProfile(data, *CoderProfile.mixer_sizes)
     vocabulary = package.tokenizer().vocabulary
     mixer = Mixer(profile, vocabulary)
     bits = total = 0.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 # Below this predictions save fewer bytes than declaring them costs.
 MIN_PREDICTED_BYTES = 256
-# With a model, a chunk follows its file's beginning only if that saves so much.
-MIN_PRIMER_GAIN = 0.01
 # Where the model would code fewer of so many chunks than this share, it codes none: who reads such
 # a text, a log mostly, is not to wait for the model because of its first chunk.
 MIN_MODEL_CHUNKS, MIN_MODEL_SHARE = 8, 0.25
@@ -35,7 +34,9 @@ MIN_MODEL_LEAD = 0.05
 # Of text, at most this share is neither printable ASCII nor valid UTF-8 (old 8-bit texts pass).
 MAX_STRANGE = 0.10
 
-_RAW, _ZSTD, _MIX, _LM, _LM_PRIMED, _LM_SHARED = range(6)  # in `codings`
+# In `codings`: the last is the first of those that follow a part of the primer, and behind these
+# comes the one that follows the shared primer alone.
+_RAW, _ZSTD, _MIX, _LM, _LM_PRIMED, _LM_STEPS = range(6)
 
 _TEXT = bytes([9, 10, 12, 13, 27, *range(32, 127), *range(128, 256)])
 
@@ -55,10 +56,23 @@ class Level:
     model_gain: float = 0.0
     # The primer's length where the model codes it: who reads what follows waits for all of it.
     model_primer_bytes: int | None = None
+    # A chunk of the primer that the model codes follows so much of it, or twice, four times, ...
+    # so much, as far as that is before it; None: nothing of it.
+    first_step_bytes: int | None = None
+    # With a model, a chunk follows its file's beginning only if that saves so much.
+    primer_gain: float = 0.01
+    large: bool = False  # a mixer that remembers long primers, in tens of megabytes
 
 
-def _with_model(**when: float) -> Level:
-    return Level(19, 256 << 10, mixer=True, model=True, model_primer_bytes=64 << 10, **when)
+def _with_model(*, model_from: float, model_gain: float) -> Level:
+    return Level(
+        *(19, 256 << 10),
+        mixer=True,
+        model=True,
+        model_primer_bytes=64 << 10,
+        model_from=model_from,
+        model_gain=model_gain,
+    )
 
 
 LEVELS = {
@@ -69,8 +83,15 @@ LEVELS = {
     5: _with_model(model_from=0.12, model_gain=0.15),
     6: _with_model(model_from=0.06, model_gain=0.03),
     7: _with_model(model_from=0.03, model_gain=0.01),
-    8: Level(19, 512 << 10, mixer=True, model=True),
-    9: Level(22, 1024 << 10, mixer=True, model=True),
+    8: Level(19, 512 << 10, mixer=True, model=True, first_step_bytes=64 << 10),
+    9: Level(
+        *(22, 1024 << 10),
+        mixer=True,
+        model=True,
+        first_step_bytes=64 << 10,
+        primer_gain=0.001,
+        large=True,
+    ),
 }
 DEFAULT_LEVEL = 6
 
@@ -102,9 +123,9 @@ class Chooser:
         self._ids: tuple[bytes, bytes] | None = None  # of the model and the profile
         if model is not None and self._level.mixer:
             from lmfs.codecs.mix import MixCodec
-            from lmfs.profile import profile_2
+            from lmfs.profile import profile_2, profile_3
 
-            profile = profile_2()
+            profile = profile_3() if self._level.large else profile_2()
             self._mix = MixCodec(model, profile)
             self._ids = model.id, profile.id
             if self._level.model:
@@ -121,9 +142,21 @@ class Chooser:
             if self._lm is not None:
                 codings.append(Coding(CodecId.LM, *self._ids))
                 codings.append(Coding(CodecId.LM, *self._ids, *follows))
+                codings += [
+                    Coding(CodecId.LM, *self._ids, step, follows[1]) for step in self._steps(primer)
+                ]
                 if self._shared:
                     codings.append(Coding(CodecId.LM, *self._ids, 0, self._shared[0]))
         return codings
+
+    def _steps(self, primer: Primer) -> list[int]:
+        """The lengths of the parts of the primer that are followed as well, ascending."""
+        step = self._level.first_step_bytes
+        steps = []
+        while step is not None and step < primer.limit:
+            steps.append(step)
+            step *= 2
+        return steps
 
     @property
     def primer_bytes(self) -> int:
@@ -225,24 +258,32 @@ class Chooser:
             for i, chunk in enumerate(chunks)
             if len(chunk) >= MIN_PREDICTED_BYTES and looks_like_text(chunk)
         ]
+        starts = [*itertools.accumulate(map(len, chunks), initial=primer.end)]
         primed, after = self._mix_all(chunks, texts, primer, offer)
         without_model = list(best)
         if self._lm is None:
             return best, without_model
         worth = [i for i in texts if len(best[i][1]) >= self._level.model_from * len(chunks[i])]
-        # Within the primer a chunk that the model codes does not follow those before it: whoever
-        # reads what is behind would wait for one after the other.
-        shared = [self._shared[1]] if self._shared else []
-        for trial, afters, following in (
-            ([i for i in worth if i not in primed], [None, *shared], _LM_SHARED),
-            ([i for i in worth if i in primed], [None, after], _LM_PRIMED),
-        ):
-            blobs = self._lm.encode_after([chunks[i] for i in trial], afters) if trial else []
+        # Within the primer a chunk that the model codes follows a part of it at most: whoever
+        # reads what is behind would wait for one chunk after the other.
+        steps = self._steps(primer)
+        places = {i: bisect_right(steps, starts[i]) for i in worth if i not in primed}
+        alone = [self._shared[1]] if self._shared else []
+        trials = [([i for i in places if not places[i]], _LM_STEPS + len(steps), alone)]
+        for k, step in enumerate(steps):
+            inside = [i for i in places if places[i] == k + 1]
+            trials.append((inside, _LM_STEPS + k, [primer.mixer(step)] if inside else []))
+        trials.append(([i for i in worth if i in primed], _LM_PRIMED, [after] if after else []))
+        for trial, following, afters in trials:
+            if not trial:
+                continue
+            blobs = self._lm.encode_after([chunks[i] for i in trial], [None, *afters])
             for i, lane in zip(trial, blobs, strict=True):
                 most = (1 - self._level.model_gain) * len(best[i][1])
                 # A chunk that follows nothing survives what happens to what others follow.
-                follow = len(lane[-1]) <= (1 - MIN_PRIMER_GAIN) * len(lane[0])
-                number, blob = (following, lane[-1]) if follow else (_LM, lane[0])
+                least = (1 - self._level.primer_gain) * len(lane[0])
+                follow = len(lane) > 1 and len(lane[1]) <= least
+                number, blob = (following, lane[1]) if follow else (_LM, lane[0])
                 if len(blob) <= most:
                     offer(i, number, blob)
         return best, without_model
@@ -267,10 +308,10 @@ class Chooser:
             if i not in texts:
                 primer.feed(chunk)
                 continue
-            mixer = primer.mixer().copy()
+            mixer = primer.mixer(primer.end).copy()
             offer(i, _MIX, self._mix.encode_on(mixer, chunk))
             primer.feed(chunk, mixer)
-        after = primer.mixer() if primed else None
+        after = primer.mixer(primer.limit) if primed else None
         mixed = self._mix.encode([chunks[i] for i in primed], after)
         for i, blob in zip(primed, mixed, strict=True):
             offer(i, _MIX, blob)

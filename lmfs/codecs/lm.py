@@ -21,6 +21,7 @@ from .threads import Work, queue
 
 MAX_LANES = 64
 LANES = 16  # that a thread advances together: more are hardly quicker
+STATES_BYTES = 320 << 20  # that their mixers may take
 SLICE_TOKENS = 128  # of all lanes together, some 8 ms
 ENCODE_WINDOW = 128  # tokens, some 8 ms
 
@@ -130,12 +131,13 @@ class _Encoding(Work):
 class _Decoding(Work):
     """One chunk; advances with others of the same engine."""
 
-    most = LANES
-
     def __init__(
         self, codec: LmCodec, engine: Any, blob: bytes, size: int, start: Mixer | None
     ) -> None:
         self.group = self._engine = engine
+        self.most = LANES
+        if start is not None:
+            self.most = max(1, min(LANES, STATES_BYTES // start.used_bytes))
         self._codec, self._blob, self._size, self._start = codec, blob, size, start
         self._decoder: TokenDecoder | None = None
         self._token = codec.package.start_token

@@ -7,6 +7,7 @@ only ever computed, never stored. Any thread may use a primer.
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -15,7 +16,6 @@ from lmfs.codecs.threads import Turn, Work, queue
 from lmfs.native import MixEncoder, Mixer
 
 SLICE_TOKENS = 2048  # of a mixer, some 7 ms
-STATE_BYTES = 5 << 19  # of a mixer behind 256 KiB
 
 
 class _Priming(Work):
@@ -45,20 +45,29 @@ def prime(mixer: Mixer, texts: Sequence[bytes]) -> None:
 class Primer:
     """The chunks that end at or before byte `limit` of a member, as they become known.
 
-    start: gives a mixer that has seen nothing; called once, if a state is ever asked for
+    start: gives a mixer that has seen nothing, to be changed at will
     """
 
     def __init__(self, limit: int, start: Callable[[], Mixer]) -> None:
         self.limit = limit
-        self.end = 0  # so many bytes are known
-        self.complete = limit == 0
         self._start = start
-        self._mixer: Mixer | None = None
+        self._ends = [0]  # of the known chunks
         self._chunks: dict[int, bytes] = {}
-        self._unseen: list[bytes] = []  # known, but not yet seen by the mixer
+        self._reach = 0  # all chunks that end at or before it are known
+        self._states: dict[int, Mixer] = {}  # by how much they have seen: of late, and the last
         self._lock = threading.Lock()
-        self._learning = Turn()  # of whoever makes the state
+        self._learning = Turn()  # of whoever makes a state
         self.growing = Turn()  # of whoever decodes what is to be fed
+
+    @property
+    def end(self) -> int:
+        """So many bytes are known."""
+        return self._ends[-1]
+
+    @property
+    def complete(self) -> bool:
+        """Whether all is known that can be."""
+        return self._reach >= self.limit
 
     def wants(self, start: int) -> bool:
         """Whether the chunk that begins at `start` is the next one to `feed`."""
@@ -67,59 +76,61 @@ class Primer:
     def feed(self, chunk: bytes, mixer: Mixer | None = None) -> None:
         """The next chunk of the member; mixer: the state behind it, where that is known."""
         with self._lock:
-            if self.end + len(chunk) > self.limit:
-                self.complete = True
+            end = self.end + len(chunk)
+            self._reach = min(end, self.limit)
+            if end > self.limit:
                 return
             self._chunks[self.end] = chunk
-            self.end += len(chunk)
-            self.complete = self.end == self.limit
+            self._ends.append(end)
             if mixer is not None:
-                self._mixer, self._unseen = mixer, []
-            else:
-                self._unseen = [*self._unseen, chunk]
+                self._keep(end, mixer)
 
     def shorten(self, limit: int) -> None:
         """Let it end there, which is not before what is known."""
         with self._lock:
             assert self.end <= limit <= self.limit
             self.limit = limit
-            self.complete = self.end == limit
 
     def lost(self, start: int, size: int) -> None:
-        """The chunk that is there cannot be had; nothing follows it if it ends behind the limit."""
+        """The chunk that is there cannot be had; nothing follows it that ends before it does."""
         with self._lock:
-            if start == self.end and start + size > self.limit:
-                self.complete = True
+            if start == self.end:
+                self._reach = max(self._reach, min(start + size - 1, self.limit))
 
     def chunk_at(self, start: int) -> bytes | None:
         """The known chunk that begins there."""
         return self._chunks.get(start)
 
-    def mixer(self) -> Mixer:
-        """The state behind all that is known. Not to be changed: `copy` it."""
-        with self._learning:
-            while True:
-                with self._lock:
-                    before, unseen = self._mixer, self._unseen
-                    if before is not None and not unseen:
-                        return before
-                # Copied, for others may be using it.
-                mixer = self._start() if before is None else before.copy()
-                prime(mixer, unseen)
-                with self._lock:
-                    if self._mixer is before:  # else somebody fed a newer one
-                        self._mixer, self._unseen = mixer, self._unseen[len(unseen) :]
-                        if not self._unseen:
-                            return mixer
+    def serves(self, upto: int) -> bool:
+        """Whether all chunks are known that end at or before this byte."""
+        return self._reach >= upto
 
-    def serves(self, start: int) -> bool:
-        """Whether everything is known that the chunk at `start` follows."""
-        return self.complete or start == self.end
+    def mixer(self, upto: int) -> Mixer:
+        """The state behind what is known and ends at or before `upto`. Not to be changed."""
+        with self._learning:
+            with self._lock:
+                place = bisect_right(self._ends, upto) - 1
+                end = self._ends[place]
+                seen = max((seen for seen in self._states if seen <= end), default=0)
+                mixer = self._states.get(seen)
+                unseen = [self._chunks[start] for start in self._ends[:place] if start >= seen]
+            if mixer is None:
+                mixer = self._start()
+            elif unseen:
+                mixer = mixer.copy()  # others may be using it
+            prime(mixer, unseen)
+            with self._lock:
+                self._keep(end, mixer)
+            return mixer
+
+    def _keep(self, end: int, mixer: Mixer) -> None:
+        last = max([end, *self._states])
+        self._states = {e: m for e, m in self._states.items() if e == last} | {end: mixer}
 
     @property
     def used_bytes(self) -> int:
         """Of memory, about."""
-        return self.end + (STATE_BYTES if self._mixer is not None else 0)
+        return self.end + sum(mixer.used_bytes for mixer in list(self._states.values()))
 
 
 class RecentPrimers:

@@ -37,6 +37,11 @@ class Frame(NamedTuple):
     blob: bytes
     offset: int  # of the frame in the file, for messages
 
+    @property
+    def follows(self) -> int:
+        """Of its member, it follows all chunks that end at or before this byte."""
+        return min(self.start, self.coding.primer_bytes)
+
 
 class FrameDecoder:
     """Turns frames into chunks; opens each codec once, when it is first needed."""
@@ -67,12 +72,12 @@ class FrameDecoder:
         chunks: list[bytes | DamagedError] = []
         while len(chunks) < len(frames):
             rest = frames[len(chunks) :]
-            if primer.wants(rest[0].start) and rest[0].coding.primer_bytes:
+            if self._leads_on(rest[0], primer):
                 chunks.append(self._decode_next(rest[0], primer))
                 continue
             # Up to the first that follows one of those before it.
             stop = 1
-            while stop < len(rest) and (primer.complete or not rest[stop].coding.primer_bytes):
+            while stop < len(rest) and primer.serves(rest[stop].follows):
                 stop += 1
             decoded = self.decode_unchecked(rest[:stop], primer)
             for frame, chunk in zip(rest, decoded, strict=False):
@@ -84,16 +89,18 @@ class FrameDecoder:
                     primer.feed(checked)
         return chunks
 
+    @staticmethod
+    def _leads_on(frame: Frame, primer: Primer) -> bool:
+        """Whether the mixer behind this chunk is the primer's."""
+        is_mix = frame.coding.codec is CodecId.MIX and frame.coding.primer_bytes > 0
+        return is_mix and primer.wants(frame.start) and frame.follows == frame.start
+
     def _decode_next(self, frame: Frame, primer: Primer) -> bytes | DamagedError:
-        """A chunk of the primer that follows those before it."""
-        mixer = None
+        """A chunk of the primer that follows those before it, and leads the mixer on."""
+        mixer = primer.mixer(frame.start).copy()
         try:
-            if frame.coding.codec is CodecId.MIX:
-                mixer = primer.mixer().copy()
-                codec = self._mix_codec(frame.coding)
-                decoded: bytes | DamagedError = codec.go_on(mixer, frame.blob, frame.size)
-            else:
-                decoded = self.decode_unchecked([frame], primer)[0]
+            codec = self._mix_codec(frame.coding)
+            decoded: bytes | DamagedError = codec.go_on(mixer, frame.blob, frame.size)
         except DamagedError as damage:
             decoded = damage
         chunk = self._checked(frame, decoded)
@@ -108,25 +115,26 @@ class FrameDecoder:
     ) -> list[bytes | DamagedError]:
         """What each frame's codec makes of it, not yet compared with its checksum."""
         chunks: list[bytes | DamagedError] = [b""] * len(frames)
-        for coding in dict.fromkeys(frame.coding for frame in frames):
-            lanes = [i for i, frame in enumerate(frames) if frame.coding == coding]
-            after = None
-            if coding.shared_id is not None:
-                try:
-                    after = shared_mixer(coding, self._model_search)
-                except DamagedError as damage:
-                    for i in lanes:
-                        chunks[i] = damage
-                    continue
-            if coding.primer_bytes:
+        for coding, follows in dict.fromkeys((frame.coding, frame.follows) for frame in frames):
+            lanes = [i for i, f in enumerate(frames) if (f.coding, f.follows) == (coding, follows)]
+            try:
+                after = self._state(coding, follows, primer)
+            except DamagedError as damage:
                 for i in lanes:
-                    if not primer.serves(frames[i].start):
-                        chunks[i] = DamagedError("what it follows, the file's beginning, is lost")
-                lanes = [i for i in lanes if chunks[i] == b""]
-                after = primer.mixer() if lanes else None
-            if lanes:
-                self._decode_lanes(self._codec(coding), frames, lanes, chunks, after)
+                    chunks[i] = damage
+                continue
+            self._decode_lanes(self._codec(coding), frames, lanes, chunks, after)
         return chunks
+
+    def _state(self, coding: Coding, follows: int, primer: Primer) -> Mixer | None:
+        """What chunks follow. raises: DamagedError if that is lost"""
+        if coding.primer_bytes:
+            if not primer.serves(follows):
+                raise DamagedError("what it follows, the file's beginning, is lost")
+            return primer.mixer(follows)
+        if coding.shared_id is not None:
+            return shared_mixer(coding, self._model_search)
+        return None
 
     def _start(self, coding: Coding) -> Mixer:
         """What the member's first chunk follows."""

@@ -240,18 +240,19 @@ class Chunks:
         with contextlib.nullcontext() if primer.complete else primer.growing:
             starts = member.layout.starts
             found: dict[int, bytes | DamagedError] = {}
-            last = -1  # the last byte that must be known
+            follows = 0  # all chunks that end at or before it must be known
             for i in indices:
                 start = starts[i - member.first_chunk]
                 known = primer.chunk_at(start)
                 if known is not None:
                     found[i] = known
-                elif member.codings[member.layout.codings[i - member.first_chunk]].primer_bytes:
-                    last = max(last, min(start, primer.limit) - 1)
+                else:
+                    coding = member.codings[member.layout.codings[i - member.first_chunk]]
+                    follows = max(follows, min(start, coding.primer_bytes))
             wanted = [i for i in indices if i not in found]
-            if not primer.complete and last >= primer.end:
-                stop = bisect_right(starts, last)
+            if not primer.serves(follows):
                 known_chunks = bisect_left(starts, primer.end)
+                stop = bisect_left(starts, follows)
                 before = range(member.first_chunk + known_chunks, member.first_chunk + stop)
                 wanted = sorted({*wanted, *before})
             frames = self._read_frames(wanted)

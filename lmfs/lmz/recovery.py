@@ -423,9 +423,9 @@ class _Walk:
             if not heads or not ends_well:
                 continue
             frame = self._frame(header, heads[0], start)
-            if frame.coding.primer_bytes and not self._primer.complete:
+            if not self._primer.serves(frame.coding.primer_bytes):
                 # Mostly what it follows is lost; but it may be the very next one.
-                if not next_guesses or not self._primer.serves(start):
+                if not next_guesses or not self._primer.serves(frame.follows):
                     continue
                 next_guesses -= 1
             if frame.coding.codec.predicts:

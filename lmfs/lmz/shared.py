@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = 16 * 1024
 SUFFIX = ".lmz"
-_MOST_STATES = 8  # some megabytes each
+_MAX_BYTES = 32 << 20  # of states
 
 _states: OrderedDict[tuple[bytes | None, ...], Mixer] = OrderedDict()
 _lock = Turn()
@@ -55,7 +55,7 @@ def shared_mixer(coding: Coding, search: Sequence[Path]) -> Mixer:
             mixer = _behind(coding, search)
             _states[key] = mixer
         _states.move_to_end(key)
-        while len(_states) > _MOST_STATES:
+        while len(_states) > 1 and sum(m.used_bytes for m in _states.values()) > _MAX_BYTES:
             _states.popitem(last=False)
         return mixer
 

@@ -32,18 +32,23 @@ class MixerProfile:
     """The constant part of a mixer: tables, and what its weights and maps start from.
 
     data: BYTES bytes, laid out as FORMAT.md ("Mixer") says
-    raises: ValueError for another length
+    slots, runs, places: powers of two: of all contexts, of each run and of each match; 2 to 24
+    raises: ValueError for another length or size
     """
 
     BYTES: int
 
-    def __init__(self, data: bytes) -> None: ...
+    def __init__(self, data: bytes, slots: int, runs: int, places: int) -> None: ...
 
 class Mixer:
     """Predicts tokens from those before them, and learns while coding: one chunk's state.
 
-    Some 2 MB each; copies share nothing. Threads may use one, one after the other.
+    Copies share nothing. Threads may use one, one after the other.
+
+    used_bytes: of memory, about; the profile's sizes say most of it
     """
+
+    used_bytes: int
 
     def __init__(self, profile: MixerProfile, vocabulary: Vocabulary) -> None: ...
     def copy(self) -> Mixer: ...

@@ -29,8 +29,10 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -39,6 +41,9 @@
 
 #if defined(__SSE2__)
 #include <emmintrin.h>
+#endif
+#if defined(__linux__)
+#include <sys/mman.h>
 #endif
 
 #include "frequencies.hpp"
@@ -75,9 +80,6 @@ inline constexpr int kGroups = 4;  // slots of a path that are told apart
 inline constexpr int kMaxStretch = 2047;
 inline constexpr int kWeightBits = 13;
 inline constexpr int kKnots = 33;
-inline constexpr int kSlotBits = 17;
-inline constexpr int kRunBits = 14;
-inline constexpr int kMatchBits = 15;
 inline constexpr std::array<int, kMatches> kMinMatch{5, 2};
 // The contexts that have runs.
 inline constexpr std::array<int, kRuns> kRunContext{1, 2, 4, 8, 9, 3, 5, 10, 11, 7};
@@ -110,6 +112,13 @@ struct Adaptive {
     std::uint16_t by_token[1024][kKnots];
 };
 
+// Powers of two of what a lane remembers of texts; the profile's description says them.
+struct Sizes {
+    int slots;   // of all contexts together
+    int runs;    // of one context
+    int places;  // of one match
+};
+
 // Never learned.
 struct Tables {
     std::int16_t stretch[4096 + 2 * 4096];  // by p / 16; by p below 4096; by 65535 - p likewise
@@ -119,13 +128,34 @@ struct Tables {
     std::uint8_t seen[256];                 // how much a history has seen: what is kept longest
 };
 
+// For large tables that are read at random: pages of 2 MiB, where the system has them.
+template <class T>
+struct HugePages {
+    using value_type = T;
+    static constexpr std::size_t kPage = std::size_t{2} << 20;
+
+    T* allocate(std::size_t count) {
+        std::size_t bytes = count * sizeof(T);
+        const bool large = bytes >= 2 * kPage;
+        if (large) bytes = (bytes + kPage - 1) / kPage * kPage;
+        void* at = large ? std::aligned_alloc(kPage, bytes) : std::malloc(bytes);
+        if (!at) throw std::bad_alloc();
+#if defined(__linux__)
+        if (large) madvise(at, bytes, MADV_HUGEPAGE);
+#endif
+        return static_cast<T*>(at);
+    }
+    void deallocate(T* at, std::size_t) { std::free(at); }
+    bool operator==(const HugePages&) const { return true; }
+};
+
 }  // namespace mixing
 
 class MixerProfile {
 public:
     static constexpr std::size_t kBytes = sizeof(mixing::Tables) + sizeof(mixing::Adaptive);
 
-    explicit MixerProfile(std::string_view bytes) {
+    MixerProfile(std::string_view bytes, mixing::Sizes sizes) : sizes(sizes) {
         if (bytes.size() != kBytes)
             throw std::invalid_argument("mixer profile: expected " + std::to_string(kBytes) +
                                         " bytes, got " + std::to_string(bytes.size()));
@@ -136,10 +166,14 @@ public:
 
     mixing::Tables tables;
     mixing::Adaptive initial;
+    mixing::Sizes sizes;
 
 private:
     // What the loops rely on instead of looking.
     void check() const {
+        for (const int bits : {sizes.slots, sizes.runs, sizes.places})
+            if (bits < 2 || bits > 24)
+                throw std::invalid_argument("mixer profile: sizes are 2 to 24 bits");
         for (const auto& context : initial.history)
             for (const auto& group : context)
                 if (group[0] >> 16 != 32768)
@@ -168,9 +202,10 @@ public:
 
     // Back to an empty history, keeping what was learned of weights and maps.
     void forget() {
-        slots_.assign(std::size_t{1} << mixing::kSlotBits, Slot{});
-        runs_.assign(std::size_t{mixing::kRuns} << mixing::kRunBits, Run{});
-        for (auto& places : places_) places.assign(std::size_t{1} << mixing::kMatchBits, 0);
+        const mixing::Sizes& sizes = profile_->sizes;
+        slots_.assign(std::size_t{1} << sizes.slots, Slot{});
+        runs_.assign(std::size_t{mixing::kRuns} << sizes.runs, Run{});
+        for (auto& places : places_) places.assign(std::size_t{1} << sizes.places, 0);
         text_.assign(1, '\n');
         tokens_.assign(kBefore, 0);
         matches_ = {};
@@ -211,6 +246,12 @@ public:
     bool contradicts() const { return contradicts_; }
 
     const mixing::Adaptive& adaptive() const { return adaptive_; }
+    // Of memory, about.
+    std::size_t used_bytes() const {
+        std::size_t bytes = sizeof *this + slots_.size() * sizeof(Slot) + runs_.size() * sizeof(Run);
+        for (const auto& places : places_) bytes += places.size() * sizeof places[0];
+        return bytes + text_.size() + tokens_.size() * sizeof tokens_[0];
+    }
     const Vocabulary& vocabulary() const { return *vocabulary_; }
 
 private:
@@ -329,7 +370,7 @@ private:
     // of them emptied.
     Slot& slot(std::uint32_t hashed) {
         const auto check = static_cast<std::uint8_t>(std::max(hashed & 255u, 1u));
-        const std::size_t at = hashed >> (32 - mixing::kSlotBits);
+        const std::size_t at = hashed >> (32 - profile_->sizes.slots);
         Slot* best = nullptr;
         for (const std::size_t other : {0, 1, 2}) {
             Slot& candidate = slots_[at ^ other];
@@ -400,8 +441,8 @@ private:
     std::shared_ptr<const MixerProfile> profile_;
     std::shared_ptr<const Vocabulary> vocabulary_;
     mixing::Adaptive adaptive_;
-    std::vector<Slot> slots_;
-    std::vector<Run> runs_;
+    std::vector<Slot, mixing::HugePages<Slot>> slots_;
+    std::vector<Run, mixing::HugePages<Run>> runs_;
     std::array<std::vector<std::uint32_t>, mixing::kMatches> places_;
     std::string text_;
     std::vector<std::uint16_t> tokens_;
@@ -466,9 +507,10 @@ inline Mixer::Votes Mixer::ask() {
     using namespace mixing;
     Votes votes;
     std::array<std::uint32_t, kRuns> hashes;
+    const int run_bits = profile_->sizes.runs;
     for (std::size_t k = 0; k < kRuns; ++k) {
         hashes[k] = hash(contexts_[static_cast<std::size_t>(kRunContext[k])], 77);
-        votes.runs[k] = &runs_[(k << kRunBits) + (hashes[k] >> (32 - kRunBits))];
+        votes.runs[k] = &runs_[(k << run_bits) + (hashes[k] >> (32 - run_bits))];
         prefetch(votes.runs[k]);
     }
     for (std::size_t k = 0; k < kMatches; ++k) {
@@ -613,6 +655,7 @@ std::size_t Mixer::path(Votes& votes, std::size_t guessed, const Cumulative* mod
     std::size_t in_slot = 1;  // likewise, within three levels
     std::size_t order = 0;
     alignas(16) std::int16_t inputs[kInputs];
+    const int slot_shift = 32 - profile_->sizes.slots;
 
     for (int level = 0; high - low > 1; ++level) {
         const std::size_t group = std::min<std::size_t>(level / kLevelsOfSlot, kGroups - 1);
@@ -622,7 +665,7 @@ std::size_t Mixer::path(Votes& votes, std::size_t guessed, const Cumulative* mod
             std::array<std::uint32_t, kContexts> hashes;
             for (std::size_t i = 0; i < kContexts; ++i) {
                 hashes[i] = hash(contexts_[i], place);
-                prefetch(&slots_[hashes[i] >> (32 - kSlotBits)]);
+                prefetch(&slots_[hashes[i] >> slot_shift]);
             }
             for (std::size_t i = 0; i < kContexts; ++i) slots[i] = &slot(hashes[i]);
             if (level == 0)
@@ -783,7 +826,7 @@ inline void Mixer::remember(std::size_t token) {
         const auto needed = static_cast<std::uint32_t>(kMinMatch[k]);
         std::uint32_t h = static_cast<std::uint32_t>(k);
         for (std::uint32_t i = 1; i <= needed; ++i) h = hash(h, tokens_[end - i]);
-        std::uint32_t& place = places_[k][h >> (32 - kMatchBits)];
+        std::uint32_t& place = places_[k][h >> (32 - profile_->sizes.places)];
         if (match.at != 0) {
             if (tokens_[match.at] == token) {
                 ++match.length;

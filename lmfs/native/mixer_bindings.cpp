@@ -53,10 +53,11 @@ Mixer SharedMixer::copy() const {
 
 void bind_mixer(nb::module_& module) {
     nb::class_<MixerProfile>(module, "MixerProfile")
-        .def(nb::new_([](const nb::bytes& data) {
-                 return std::make_shared<MixerProfile>(view(data));
+        .def(nb::new_([](const nb::bytes& data, int slots, int runs, int places) {
+                 return std::make_shared<MixerProfile>(view(data),
+                                                       mixing::Sizes{slots, runs, places});
              }),
-             "data"_a)
+             "data"_a, "slots"_a, "runs"_a, "places"_a)
         .def_ro_static("BYTES", &MixerProfile::kBytes);
 
     nb::class_<SharedMixer>(module, "Mixer")
@@ -112,7 +113,11 @@ void bind_mixer(nb::module_& module) {
                 return nb::bytes(chunk->data(), chunk->size());
             },
             "blob"_a, "size"_a)
-        .def("adaptive", [](const SharedMixer& self) { return adaptive_bytes(self.copy()); });
+        .def("adaptive", [](const SharedMixer& self) { return adaptive_bytes(self.copy()); })
+        .def_prop_ro("used_bytes", [](const SharedMixer& self) {
+            const std::lock_guard<std::mutex> lock(self.mutex);
+            return self.mixer.used_bytes();
+        });
 
     using Encoder = OnMixer<MixEncoder>;
     nb::class_<Encoder>(module, "MixEncoder")

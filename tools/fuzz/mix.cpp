@@ -42,7 +42,8 @@ struct Fixture {
             at += 1 + length;
         }
         vocabulary = std::make_shared<lmfs::Vocabulary>(spellings);
-        profile = std::make_shared<lmfs::MixerProfile>(read("LMFS_FUZZ_PROFILE"));
+        profile = std::make_shared<lmfs::MixerProfile>(read("LMFS_FUZZ_PROFILE"),
+                                                       lmfs::mixing::Sizes{17, 14, 15});
         start = std::make_unique<lmfs::Mixer>(profile, vocabulary);
     }
 
