@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -54,11 +57,35 @@ def test_more_chunks_than_lanes(codec, text):
     round_trip(codec, [text[k * 40 : k * 40 + 40] for k in range(MAX_LANES + 9)])
 
 
+MANY = """
+import resource, sys
+from pathlib import Path
+from lmfs.codecs.lm import LmCodec
+from lmfs.models.package import ModelPackage
+from lmfs.profile import profile_2
+codec = LmCodec(ModelPackage.load(Path(sys.argv[1])), profile_2())
+chunks = [b"some text, and more of it" for _ in range(60)]
+def most():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+codec.encode_after(chunks[:4], [None, codec.mixer])
+before = most()
+codec.encode_after(chunks, [None, codec.mixer])
+print(most() - before)
+"""
+
+
+def test_a_chunk_that_is_coded_keeps_no_mixer(tiny):
+    """Some megabytes each, tens of them at level 9: a batch took gigabytes."""
+    code = [sys.executable, "-c", MANY, str(tiny.path)]
+    said = subprocess.run(code, check=True, capture_output=True, text=True).stdout
+    assert int(said) < 60
+
+
 def test_coded_size_is_the_models_code_length(codec, text):
     chunks = [text[:16384], text[16384:20000], b"\x00\xff" * 500, b"e"]
-    for (encoder,), blob in zip(codec.encoders(chunks), codec.encode(chunks), strict=True):
-        assert len(blob) * 8 <= encoder.ideal_bits * 1.001 + 64
-        assert len(blob) * 8 >= encoder.ideal_bits - 8
+    for bits, blob in zip(codec.ideal_bits(chunks), codec.encode(chunks), strict=True):
+        assert len(blob) * 8 <= bits * 1.001 + 64
+        assert len(blob) * 8 >= bits - 8
 
 
 def test_the_model_predicts_text(codec, text):

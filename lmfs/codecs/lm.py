@@ -52,15 +52,16 @@ class LmCodec:
         self, chunks: Sequence[bytes], afters: Sequence[Mixer | None]
     ) -> list[list[bytes]]:
         """For each chunk a blob behind each of these states; the model runs once."""
-        return [[encoder.finish() for encoder in lane] for lane in self.encoders(chunks, afters)]
+        return [lane.blobs for lane in self._encode(chunks, afters)]
 
-    def encoders(
-        self, chunks: Sequence[bytes], afters: Sequence[Mixer | None] = (None,)
-    ) -> list[list[TokenEncoder]]:
-        """For each chunk and state an encoder with all tokens pushed, not finished."""
+    def ideal_bits(self, chunks: Sequence[bytes]) -> list[float]:
+        """What an ideal coder would need for each chunk, by the same predictions."""
+        return [lane.ideal_bits[0] for lane in self._encode(chunks, [None])]
+
+    def _encode(self, chunks: Sequence[bytes], afters: Sequence[Mixer | None]) -> list[_Encoding]:
         lanes = [_Encoding(self, chunk, afters) for chunk in chunks]
         queue().run(lanes)
-        return [lane.encoders for lane in lanes]
+        return lanes
 
     def decode(
         self, blobs: Sequence[bytes], sizes: Sequence[int], after: Mixer | None = None
@@ -99,7 +100,9 @@ class _Encoding(Work):
     def __init__(self, codec: LmCodec, chunk: bytes, afters: Sequence[Mixer | None]) -> None:
         self._codec, self._chunk, self._afters = codec, chunk, afters
         self._at = 0
-        self.encoders: list[TokenEncoder] = []
+        self._encoders: list[TokenEncoder] = []
+        self.blobs: list[bytes] = []
+        self.ideal_bits: list[float] = []
 
     def _begin(self) -> None:
         codec = self._codec
@@ -111,21 +114,25 @@ class _Encoding(Work):
         self._inputs = memoryview(inputs)
         self._engine = engine_for(codec.package)
         self._state = self._engine.start(1, sequence=True)
-        self.encoders = [
+        self._encoders = [
             TokenEncoder(vocabulary, table, after or codec.mixer) for after in self._afters
         ]
 
     def advance(self, together: Sequence[Any], alone: bool) -> None:
-        if not self.encoders:
+        if not self._encoders:
             self._begin()
         window = slice(self._at, self._at + ENCODE_WINDOW)
         tokens = self._tokens[window]
         if len(tokens):
             self._state = self._engine.encode(
-                self._state, self.encoders, self._inputs[window], tokens, alone=alone
+                self._state, self._encoders, self._inputs[window], tokens, alone=alone
             )
         self._at += ENCODE_WINDOW
-        self.done = self._at >= len(self._tokens)
+        if self._at >= len(self._tokens):
+            self.blobs = [encoder.finish() for encoder in self._encoders]
+            self.ideal_bits = [encoder.ideal_bits for encoder in self._encoders]
+            self._encoders = []  # and with them their mixers
+            self.done = True
 
 
 class _Decoding(Work):

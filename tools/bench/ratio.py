@@ -44,8 +44,7 @@ def chunks_of(data: bytes, size: int) -> list[bytes]:
 def coder_overhead(chunks: list[bytes], codec: LmCodec) -> tuple[int, float]:
     """Coded bytes of a few chunks, and the bits that their probabilities ask for."""
     sample = chunks[:CODER_SAMPLE_CHUNKS]
-    ideal = sum(encoder.ideal_bits for (encoder,) in codec.encoders(sample))
-    return sum(map(len, codec.encode(sample))), ideal
+    return sum(map(len, codec.encode(sample))), sum(codec.ideal_bits(sample))
 
 
 def zpaq(data: bytes) -> int | None:
