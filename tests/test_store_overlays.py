@@ -136,6 +136,38 @@ class TestWriting:
             assert vfs.read(handle, size, offset, "f") == expected[offset : offset + size]
         vfs.release(handle)
 
+    def test_a_time_that_cannot_be_set_fails_no_write(self, vfs, frozen, monkeypatch):
+        def fail(*_, **__):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        handle = vfs.open("f", os.O_RDWR)
+        monkeypatch.setattr(os, "utime", fail)
+        assert vfs.write(handle, b"end", SIZE) == 3
+        vfs.truncate("f", SIZE + 2, handle)
+        vfs.allocate(handle, 0, SIZE, 5)
+        assert vfs.read(handle, 9, SIZE) == b"en\0\0\0"
+        vfs.release(handle, "f")
+
+    def test_a_write_that_failed_does_not_come_later(self, vfs, frozen, monkeypatch):
+        """The bytes are there, but the map could not be told of them."""
+        calls = []
+
+        def fail_second(*arguments, real=os.pwrite):
+            calls.append(arguments)
+            if len(calls) == 2:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real(*arguments)
+
+        patch(vfs, "f", (b"x", 0))
+        handle = vfs.open("f", os.O_RDWR)
+        monkeypatch.setattr(os, "pwrite", fail_second)
+        with pytest.raises(OSError, match="No space"):
+            vfs.write(handle, b"y" * BLOCK, 2 * BLOCK)
+        vfs.sync(handle)
+        vfs.release(handle, "f")
+        assert len(calls) == 2
+        assert slurp(vfs, "f") == laid_over(DATA, (b"x", 0))
+
     def test_an_append_decodes_nothing(self, vfs, frozen, decoded):
         handle = vfs.open("f", os.O_WRONLY | os.O_APPEND)
         assert vfs.write(handle, b"one", 0) == 3

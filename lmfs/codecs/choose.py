@@ -89,7 +89,7 @@ LEVELS = {
         mixer=True,
         model=True,
         first_step_bytes=64 << 10,
-        primer_gain=0.001,
+        primer_gain=0.003,
         large=True,
     ),
 }

@@ -370,7 +370,7 @@ class Handles:
             if frozen is not None:
                 overlay = self._overlay_to_write(frozen, handle)
                 count = overlay.write(data, offset, append=handle.appends)
-                os.utime(handle.fd)
+                _touch(handle)
                 return count
         if gives_magic(data, offset) and self._store.xattr_marks:
             # Said before the bytes can say otherwise, so that a crash between leaves it said.
@@ -400,7 +400,7 @@ class Handles:
                 os.posix_fallocate(handle.fd, offset, size)
                 return
             self._overlay_to_write(frozen, handle).allocate(offset, size)
-            os.utime(handle.fd)
+            _touch(handle)
 
     def truncate(self, path: str, size: int, number: int | None = None) -> None:
         """Cut or extend; nothing of a frozen file is decoded."""
@@ -421,7 +421,7 @@ class Handles:
                 os.ftruncate(handle.fd, size)
                 return
             self._overlay_to_write(frozen, handle).truncate(size)
-            os.utime(handle.fd)
+            _touch(handle)
 
     def _thawed_empty(self, path: str) -> bool:
         """Make an empty file of a frozen or damaged one; False if it is hot, or in use."""
@@ -607,6 +607,14 @@ def _writes(flags: int) -> bool:
 
 def _backing_flags(flags: int) -> int:
     return flags & ~_DROPPED_FLAGS | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def _touch(handle: _Handle) -> None:
+    """What was written is written: that its time cannot be set is no error of the write."""
+    try:
+        os.utime(handle.fd)
+    except OSError as error:
+        _log.warning("a file was written to, but has its old time: %s", error)
 
 
 def _is_nameless(fd: int) -> bool:

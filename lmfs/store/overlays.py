@@ -530,13 +530,14 @@ class Overlay:
             at += os.pwrite(self._fd, memoryview(data)[at:], self._start + start + at)
         states = self._map(offset, last)
         if any(state != _SYNCED for state in states):
-            # Those that another process wrote, and has not synced, count as ours as well.
-            self._unsynced.update(
-                first_block + i for i, state in enumerate(states) if state != _SYNCED
-            )
             new = bytes(_SYNCED if state == _SYNCED else _WRITTEN for state in states)
             if new != states:
                 self._pwrite(new, _MAP_AT + first_block)
+            # Those that another process wrote, and has not synced, count as ours as well; not
+            # those that the map could not be told of: they were not written.
+            self._unsynced.update(
+                first_block + i for i, state in enumerate(states) if state != _SYNCED
+            )
 
     def truncate(self, size: int) -> None:
         with self._writing():
