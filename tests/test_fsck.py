@@ -144,25 +144,26 @@ class TestFindings:
         assert kinds(backing) == [Kind.PRIMER_DAMAGED]
 
 
-class TestSharedPrimers:
-    @pytest.fixture
-    def primed(self, tmp_path, tiny, data):
-        """A store with a file that follows a shared primer; the primer's place; the content."""
-        log = (data / "dpkg.log").read_bytes()
-        primer, shared_id = log[:20_000], shared.primer_id(log[:20_000])
-        backing = Backing(tmp_path / "b")
-        backing.store.primers.mkdir()
-        place = backing.path / ".lmfs" / "primers" / shared.file_name(shared_id)
-        place.write_bytes(lmfs.compress(primer, chooser=Chooser(None)))
-        backing.store.pin_model(tiny.id, tiny.path)
-        backing.write("log", log[40_000:52_000])
-        coding = Coding(CodecId.MIX, tiny.id, profile_2().id, shared_id=shared_id)
-        follows = shared_id, shared.shared_mixer(coding, backing.store.search)
-        chooser = Chooser(tiny, 4, primer_bytes=0, shared=follows)
-        assert freeze(backing.marks, "log", chooser, model=tiny, chunk_size=500).reason is None
-        yield backing, place, log[40_000:52_000]
-        backing.close()
+@pytest.fixture
+def primed(tmp_path, tiny, data):
+    """A store with a file that follows a shared primer; the primer's place; the content."""
+    log = (data / "dpkg.log").read_bytes()
+    primer, shared_id = log[:20_000], shared.primer_id(log[:20_000])
+    backing = Backing(tmp_path / "b")
+    backing.store.primers.mkdir()
+    place = backing.path / ".lmfs" / "primers" / shared.file_name(shared_id)
+    place.write_bytes(lmfs.compress(primer, chooser=Chooser(None)))
+    backing.store.pin_model(tiny.id, tiny.path)
+    backing.write("log", log[40_000:52_000])
+    coding = Coding(CodecId.MIX, tiny.id, profile_2().id, shared_id=shared_id)
+    follows = shared_id, shared.shared_mixer(coding, backing.store.search)
+    chooser = Chooser(tiny, 4, primer_bytes=0, shared=follows)
+    assert freeze(backing.marks, "log", chooser, model=tiny, chunk_size=500).reason is None
+    yield backing, place, log[40_000:52_000]
+    backing.close()
 
+
+class TestSharedPrimers:
     def test_whole(self, primed):
         backing, _, _ = primed
         shared.forget_states()
@@ -365,49 +366,44 @@ def test_beside_a_freezer(backing):
     assert [f for f in found if f.kind.is_error] == []
 
 
-def read_in_pieces(backing, size):
+def read_in_pieces(backing, name, size, step):
     """Each piece of the file: its bytes, or None where reading it was refused."""
-    fd = os.open(backing.path / "alice", os.O_RDONLY)
+    fd = os.open(backing.path / name, os.O_RDONLY)
     try:
         facts = backing.marks.facts_of_fd(fd)
-        backing.marks.require_frozen_or_hot(facts, "alice")
+        backing.marks.require_frozen_or_hot(facts, name)
         assert facts.state is State.FROZEN
         pieces = []
         with open_frozen(fd, backing.marks) as reader:
-            for at in range(0, size, 2048):
+            for at in range(0, size, step):
                 try:
-                    pieces.append(reader.pread(2048, at))
+                    pieces.append(reader.pread(step, at))
                 except LmfsError:
                     pieces.append(None)
             return pieces
     except LmfsError:
-        return [None] * len(range(0, size, 2048))
+        return [None] * len(range(0, size, step))
     finally:
         os.close(fd)
 
 
-def test_bit_rot(modelled, data, request):
-    """Random flips anywhere in a frozen file or its model: found, or harmless; never wrong bytes.
-
-    --flips N sets how many.
-    """
-    flips = request.config.getoption("--flips")
-    whole = (data / "alice29.txt").read_bytes()[3000:11000]
-    path = modelled.path / "alice"
-    (model,) = modelled.store.models.iterdir()
-    originals = {path: path.read_bytes(), model: model.read_bytes()}
+def rot(backing, name, whole, step, other, flips):
+    """Flip bits anywhere in a frozen file, and every eighth in what it needs."""
+    path = backing.path / name
+    originals = {path: path.read_bytes(), other: other.read_bytes()}
     chance = random.Random(flips)
     found = harmless = partly = 0
     for number in range(flips):
-        target = model if number % 8 == 0 else path
+        target = other if number % 8 == 0 else path
         stored = bytearray(originals[target])
         at = chance.randrange(len(stored))
         stored[at] ^= 1 << chance.randrange(8)
         target.write_bytes(stored)
-        pieces = read_in_pieces(modelled, len(whole))
+        shared.forget_states()
+        pieces = read_in_pieces(backing, name, len(whole), step)
         for i, piece in enumerate(pieces):
-            assert piece in (None, whole[2048 * i : 2048 * (i + 1)]), (number, at)
-        errors = [f for f in check(modelled) if f.kind.is_error]
+            assert piece in (None, whole[step * i : step * (i + 1)]), (number, at)
+        errors = [f for f in check(backing) if f.kind.is_error]
         if None in pieces:
             assert errors, (number, at)
             found += 1
@@ -418,5 +414,20 @@ def test_bit_rot(modelled, data, request):
             assert None not in pieces
         target.write_bytes(originals[target])
     print(f"\n{flips} flips: {found} refused ({partly} in a part), {harmless} harmless")
-    assert check(modelled) == []
+    assert check(backing) == []
     assert found > flips // 2
+
+
+def test_bit_rot(modelled, data, request):
+    """Random flips anywhere in a frozen file or its model: found, or harmless; never wrong bytes.
+
+    --flips N sets how many.
+    """
+    (model,) = modelled.store.models.iterdir()
+    whole = (data / "alice29.txt").read_bytes()[3000:11000]
+    rot(modelled, "alice", whole, 2048, model, request.config.getoption("--flips"))
+
+
+def test_bit_rot_behind_a_shared_primer(primed, request):
+    backing, place, whole = primed
+    rot(backing, "log", whole, 500, place, request.config.getoption("--flips"))
