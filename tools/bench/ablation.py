@@ -1,6 +1,6 @@
 """What each part of the coding brings: bits per byte with and without it.
 
-    python -m lmfs_tools.bench.ablation [--chunks N] [--size BYTES] [--json OUT] FILE...
+    python -m lmfs_tools.bench.ablation [--chunks N] [--size BYTES] [--large] [--json OUT] FILE...
 
 Owns: the ablation table. Some chunks of each file, evenly spread behind the primer: code lengths
 (the sum of -log2 p), neither container nor primer counted, of the model alone, the mixer alone,
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import pathlib
 import time
 
@@ -31,15 +30,13 @@ from lmfs.engines import engine_for
 from lmfs.models import registry
 from lmfs.models.package import ModelPackage
 from lmfs.native import Mixer, TokenEncoder
-from lmfs.profile import PROFILE_1, profile_2
+from lmfs.profile import PROFILE_1, CoderProfile, profile_2, profile_3
 
 COLUMNS = (
     *("model", "mixer", "mixer+primer", "mixer+shared"),
     *("both", "both+primer", "both+shared", "primer"),
 )
 WINDOW = 512  # tokens
-LANES = 32
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def spread(data: bytes, primer: int, size: int, count: int) -> list[bytes]:
@@ -59,11 +56,16 @@ def elsewhere(data: bytes, chunks: list[bytes], size: int) -> bytes:
 
 
 def measure(
-    data: bytes, package: ModelPackage, *, primer: int, size: int, count: int
+    data: bytes,
+    package: ModelPackage,
+    profile: CoderProfile,
+    *,
+    primer: int,
+    size: int,
+    count: int,
 ) -> dict[str, float]:
     """Bits per byte of each column; microseconds a token of the mixer and of the model."""
     vocabulary, engine = package.tokenizer().vocabulary, engine_for(package)
-    profile = profile_2()
     assert profile.mixer is not None
     fresh = Mixer(profile.mixer, vocabulary)
     primed = fresh.copy()
@@ -110,19 +112,12 @@ def measure(
     }
 
 
-def lane_bytes(package: ModelPackage, primer: bytes) -> int:
-    """What the mixer of one more lane takes of memory: pages that became resident, of some."""
-    profile = profile_2()
+def lane_bytes(package: ModelPackage, profile: CoderProfile, primer: bytes) -> int:
+    """What the mixer of one more lane takes of memory."""
     assert profile.mixer is not None
     primed = Mixer(profile.mixer, package.tokenizer().vocabulary)
     primed.prime(primer, DEFAULT_CHUNK_SIZE)
-    before = _resident()
-    lanes = [primed.copy() for _ in range(LANES)]
-    return (_resident() - before) // len(lanes)
-
-
-def _resident() -> int:
-    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES
+    return primed.used_bytes
 
 
 def main() -> None:
@@ -131,14 +126,21 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=8, help="of each file")
     parser.add_argument("--size", type=int, default=DEFAULT_CHUNK_SIZE)
     parser.add_argument("--primer", type=int, default=256 << 10)
+    parser.add_argument("--large", action="store_true", help="with the mixer of level 9")
     parser.add_argument("--json", type=pathlib.Path)
     args = parser.parse_args()
     console = Console()
     package = registry.shipped()
+    profile = profile_3() if args.large else profile_2()
     rows: list[dict[str, object]] = []
     for path in track(args.files, description="Measuring", console=console):
         figures = measure(
-            path.read_bytes(), package, primer=args.primer, size=args.size, count=args.chunks
+            path.read_bytes(),
+            package,
+            profile,
+            primer=args.primer,
+            size=args.size,
+            count=args.chunks,
         )
         rows.append({"file": path.name, **figures})
     table = Table(
@@ -149,11 +151,12 @@ def main() -> None:
     for row in rows:
         table.add_row(*map(str, row.values()))
     console.print(table)
-    lane = lane_bytes(package, args.files[0].read_bytes()[: args.primer])
+    lane = lane_bytes(package, profile, args.files[0].read_bytes()[: args.primer])
     console.print(f"the mixer of a lane takes {lane:,} bytes")
     if args.json:
         result = {"mixer_bytes_a_lane": lane} | {
             "model": package.id.hex(),
+            "profile": profile.id.hex(),
             "chunk_bytes": args.size,
             "primer_bytes": args.primer,
         }
