@@ -16,7 +16,7 @@ from lmfs.codecs.raw import RawCodec
 from lmfs.codecs.zstd import ZstdCodec
 from lmfs.container import CodecId, Coding
 from lmfs.errors import DamagedError, UnknownModelError, VersionError
-from lmfs.profile import PROFILE_1, profile_2, profile_3
+from lmfs.profile import PROFILE_1, profile_2
 from lmfs.types import Codec
 
 CODECS = {
@@ -122,16 +122,6 @@ def test_what_a_level_tries(tiny, text, level):
     alone = Chooser(None, level)
     codecs = {coding.codec for coding in alone.codings(alone.primer())}
     assert codecs == {CodecId.RAW, CodecId.ZSTD}
-
-
-def test_the_large_mixer_is_for_what_follows_something(tiny):
-    chooser = Chooser(tiny, 9)
-    predicted = [c for c in chooser.codings(chooser.primer()) if c.codec.predicts]
-    followed = [coding.primer_bytes >> 10 for coding in predicted]
-    assert followed == [1024, 0, 1024, 64, 128, 256, 512]
-    assert [coding.profile_id for coding in predicted] == [
-        (profile_3() if primer else profile_2()).id for primer in followed
-    ]
 
 
 class Recorder:

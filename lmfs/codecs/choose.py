@@ -132,10 +132,6 @@ class Chooser:
                 from lmfs.codecs.lm import LmCodec
 
                 self._lm = LmCodec(model, profile)
-                # What follows nothing has little to remember.
-                alone = profile_2()
-                self._alone = Coding(CodecId.LM, model.id, alone.id)
-                self._alone_start = LmCodec(model, alone).mixer
 
     def codings(self, primer: Primer) -> list[Coding]:
         """Those that `choose` names by number, for a member with this primer."""
@@ -144,7 +140,7 @@ class Chooser:
             follows = (primer.limit, self._shared[0] if self._shared else None)
             codings.append(Coding(CodecId.MIX, *self._ids, *follows))
             if self._lm is not None:
-                codings.append(self._alone)
+                codings.append(Coding(CodecId.LM, *self._ids))
                 codings.append(Coding(CodecId.LM, *self._ids, *follows))
                 codings += [
                     Coding(CodecId.LM, *self._ids, step, follows[1]) for step in self._steps(primer)
@@ -281,7 +277,7 @@ class Chooser:
         for trial, following, afters in trials:
             if not trial:
                 continue
-            blobs = self._lm.encode_after([chunks[i] for i in trial], [self._alone_start, *afters])
+            blobs = self._lm.encode_after([chunks[i] for i in trial], [None, *afters])
             for i, lane in zip(trial, blobs, strict=True):
                 most = (1 - self._level.model_gain) * len(best[i][1])
                 # A chunk that follows nothing survives what happens to what others follow.
