@@ -25,6 +25,7 @@ FORMAT_MINOR = 0
 DEFAULT_CHUNK_SIZE = 16 * 1024  # measured: tools/bench/results/README.md
 MAX_CHUNK_SIZE = 16 * 1024 * 1024
 MAX_PRIMER_BYTES = 16 * 1024 * 1024
+MAX_PRIMER_LENGTHS = 8  # a reader keeps a state for each
 MAX_HEADER_BYTES = 64 * 1024
 MAX_CODING_BITS = 7
 ID_BYTES = 16
@@ -164,7 +165,10 @@ class Header:
                     "shared primer", expected="16 bytes, in a frozen file's mix and lm"
                 )
         if not _one_primer(self.codings):
-            raise UsageError("primers in one member", expected="one of each kind at most")
+            raise UsageError(
+                "primers in one member",
+                expected=f"one of each kind, and {MAX_PRIMER_LENGTHS} lengths at most",
+            )
         if self.store_id is not None and len(self.store_id) != ID_BYTES:
             raise UsageError("store id", expected="16 bytes", got=f"{len(self.store_id)}")
 
@@ -209,7 +213,8 @@ class Header:
 def _one_primer(codings: Sequence[Coding]) -> bool:
     own = {(c.model_id, c.profile_id, c.shared_id) for c in codings if c.primer_bytes}
     shared = {(c.model_id, c.profile_id, c.shared_id) for c in codings if c.shared_id is not None}
-    return len(own) < 2 and len(shared) < 2
+    lengths = {c.primer_bytes for c in codings if c.primer_bytes}
+    return len(own) < 2 and len(shared) < 2 and len(lengths) <= MAX_PRIMER_LENGTHS
 
 
 def _record(kind: int, payload: bytes) -> bytes:

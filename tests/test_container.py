@@ -151,6 +151,10 @@ def test_parts_of_a_primer_are_primers_too():
     header = Header(Kind.ARCHIVE, 1000, tuple(codings))
     assert container.parse_header(header.pack()) == header
     assert header.primer_bytes == 0x12346
+    lengths = tuple(Coding(CodecId.LM, *IDS, k) for k in range(1, 10))
+    assert container.parse_header(Header(Kind.ARCHIVE, 1000, lengths[:8]).pack())
+    with pytest.raises(UsageError, match="8 lengths"):
+        Header(Kind.ARCHIVE, 1000, lengths)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 from containers import Planned, packed, reader, recovered
 
 from lmfs import lmz
+from lmfs.codecs import primer as primer_module
 from lmfs.codecs.choose import LEVELS, Chooser
 from lmfs.codecs.lm import LmCodec
 from lmfs.codecs.primer import Primer, recent_primers
@@ -223,6 +224,24 @@ def test_a_primer_reads_a_chunk_in_one_piece(tiny, text):
     for chunk in chunks:
         primer.feed(chunk)
     assert primer.mixer(primer.end).adaptive() == state(chunks, 1 << 20).adaptive()
+
+
+def test_a_state_is_computed_once_in_whatever_order_it_is_asked_for(tiny, text, monkeypatch):
+    """Else a file whose chunks follow this and that in turn would be primed for each of them."""
+    state, primed = Planned(tiny, "mix", 0).state, []
+    real = primer_module.prime
+    monkeypatch.setattr(
+        primer_module, "prime", lambda mixer, texts: primed.extend(texts) or real(mixer, texts)
+    )
+    lengths = [CHUNK * k for k in (1, 2, 4, 8)]
+    primer = Primer(8 * CHUNK, lambda: state([], 0), lengths)
+    chunks = cut(text[: 8 * CHUNK])
+    for chunk in chunks:
+        primer.feed(chunk)
+    for length in (*lengths, *lengths[::-1], *lengths):
+        expected = state(chunks[: length // CHUNK], length)
+        assert primer.mixer(length).adaptive() == expected.adaptive()
+    assert primed == chunks
 
 
 def test_a_primer_takes_chunks_in_order_only(tiny):

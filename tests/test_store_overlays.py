@@ -271,6 +271,42 @@ class TestWriting:
         vfs.release(handle, "f")
 
 
+class TestTurning:
+    """A handle is turned to what replaced its file while another thread reads through it."""
+
+    def test_from_patched_to_plain(self, backing, vfs, frozen, monkeypatch):
+        patch(vfs, "f", (b"x" * BLOCK, BLOCK))
+        handle = vfs.open("f", os.O_RDONLY)
+        expected = laid_over(DATA, (b"x" * BLOCK, BLOCK))
+        turned = []
+
+        def turn_first(fd, real=vfs.marks.facts_to_show):
+            if not turned:
+                turned.append(True)
+                thaw(backing.marks, "f")
+                assert vfs.read(handle, SIZE, 0, "f") == expected  # the other thread
+            return real(fd)
+
+        monkeypatch.setattr(vfs.marks, "facts_to_show", turn_first)
+        assert vfs.read(handle, SIZE, 0, "f") == expected
+        assert turned
+        vfs.release(handle, "f")
+
+    def test_blocks_whose_writer_ends_meanwhile(self, vfs, frozen, monkeypatch):
+        """It calls them synced and goes, between the look at the map and that for writers."""
+        writer, reader = vfs.open("f", os.O_RDWR), vfs.open("f", os.O_RDONLY)
+        vfs.write(writer, b"x" * BLOCK, BLOCK)
+
+        def end_first(fd, real=overlays.has_writers):
+            monkeypatch.undo()
+            vfs.release(writer, "f")
+            return real(fd)
+
+        monkeypatch.setattr(overlays, "has_writers", end_first)
+        assert vfs.read(reader, BLOCK, BLOCK, "f") == b"x" * BLOCK
+        vfs.release(reader, "f")
+
+
 class TestCutting:
     @pytest.mark.parametrize("size", [1, BLOCK - 1, BLOCK, 3 * BLOCK + 1, SIZE - 1, SIZE])
     @pytest.mark.parametrize("patched", [False, True])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any
 
 from lmfs.codecs.threads import Turn, Work, queue
@@ -46,15 +46,20 @@ class Primer:
     """The chunks that end at or before byte `limit` of a member, as they become known.
 
     start: gives a mixer that has seen nothing, to be changed at will
+    lengths: the states behind so many bytes are kept, once they are asked for
     """
 
-    def __init__(self, limit: int, start: Callable[[], Mixer]) -> None:
+    def __init__(
+        self, limit: int, start: Callable[[], Mixer], lengths: Collection[int] = ()
+    ) -> None:
         self.limit = limit
         self._start = start
+        self._lengths = lengths
         self._ends = [0]  # of the known chunks
         self._chunks: dict[int, bytes] = {}
         self._reach = 0  # all chunks that end at or before it are known
-        self._states: dict[int, Mixer] = {}  # by how much they have seen: of late, and the last
+        self._states: dict[int, Mixer] = {}  # by how much they have seen
+        self._kept: set[int] = set()  # of these
         self._lock = threading.Lock()
         self._learning = Turn()  # of whoever makes a state
         self.growing = Turn()  # of whoever decodes what is to be fed
@@ -120,12 +125,15 @@ class Primer:
                 mixer = mixer.copy()  # others may be using it
             prime(mixer, unseen)
             with self._lock:
+                if upto in self._lengths:
+                    self._kept.add(end)
                 self._keep(end, mixer)
             return mixer
 
     def _keep(self, end: int, mixer: Mixer) -> None:
-        last = max([end, *self._states])
-        self._states = {e: m for e, m in self._states.items() if e == last} | {end: mixer}
+        """Besides those that are kept, the one that has seen most, and this one."""
+        stay = {*self._kept, max([end, *self._states])}
+        self._states = {e: m for e, m in self._states.items() if e in stay} | {end: mixer}
 
     @property
     def used_bytes(self) -> int:

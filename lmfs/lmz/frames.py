@@ -60,7 +60,8 @@ class FrameDecoder:
             # The vocabulary and the profile are all that counts, and with a model the same.
             return self._start(dataclasses.replace(coding, codec=CodecId.MIX))
 
-        return Primer(header.primer_bytes, start)
+        lengths = {coding.primer_bytes for coding in header.codings}
+        return Primer(header.primer_bytes, start, lengths)
 
     def decode(self, frames: Sequence[Frame], primer: Primer) -> list[bytes | DamagedError]:
         """For each frame its chunk, or what is wrong with it.

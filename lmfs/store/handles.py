@@ -21,7 +21,8 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from ..codecs.choose import Chooser
 from ..errors import BusyError, DamagedError, LmfsError
@@ -46,6 +47,8 @@ _OPEN_TRIES = 100
 # What the kernel has dealt with, or what would make the backing descriptor behave otherwise.
 _DROPPED_FLAGS = os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_DIRECT | os.O_NOATIME
 
+_T = TypeVar("_T")
+
 
 class _Handle:
     """An open file. `frozen` is set while its file is frozen; `inode` is the shown one."""
@@ -58,6 +61,7 @@ class _Handle:
         self.frozen: _Frozen | None = None
         self.closed = False
         self.lock = threading.Lock()  # held while it is turned to another file, and closed
+        self.turns = 0  # counts their beginnings and ends
 
 
 class _Frozen:
@@ -287,14 +291,18 @@ class Handles:
     def facts(self, number: int) -> Facts:
         """The facts of an open regular file; also if it, and its overlay, have no name any more."""
         handle = self._handle(number)
-        with self._borrowed(handle) as frozen:
-            facts = self._marks.facts_to_show(handle.fd)
-            overlay = None if frozen is None else self._overlay(frozen, handle.fd)
-            if overlay is not None:
-                facts = facts._replace(
-                    state=State.PATCHED, size=overlay.size, overlay_blocks=overlay.blocks
-                )
-        return facts
+
+        def look() -> Facts:
+            with self._borrowed(handle) as frozen:
+                facts = self._marks.facts_to_show(handle.fd)
+                overlay = None if frozen is None else self._overlay(frozen, handle.fd)
+                if overlay is not None:
+                    facts = facts._replace(
+                        state=State.PATCHED, size=overlay.size, overlay_blocks=overlay.blocks
+                    )
+            return facts
+
+        return _steadily(handle, look)
 
     def release(self, number: int, path: str | None = None) -> None:
         """Close a handle; `path` lets a user's file that looks frozen be wrapped."""
@@ -356,13 +364,16 @@ class Handles:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
 
     def _read(self, handle: _Handle, size: int, offset: int) -> bytes:
-        with self._borrowed(handle) as frozen:
-            if frozen is None:
-                return os.pread(handle.fd, size, offset)
-            overlay = self._overlay(frozen, handle.fd)
-            if overlay is None:
-                return frozen.reader.pread(size, offset)
-            return overlay.pread(size, offset)
+        def read() -> bytes:
+            with self._borrowed(handle) as frozen:
+                if frozen is None:
+                    return os.pread(handle.fd, size, offset)
+                overlay = self._overlay(frozen, handle.fd)
+                if overlay is None:
+                    return frozen.reader.pread(size, offset)
+                return overlay.pread(size, offset)
+
+        return _steadily(handle, read)
 
     def write(self, number: int, data: bytes, offset: int) -> int:
         handle = self._handle(number)
@@ -383,14 +394,18 @@ class Handles:
         A frozen file shows no holes, whatever was written to it since.
         """
         handle = self._handle(number)
-        with self._borrowed(handle) as frozen:
-            if frozen is None:
-                return os.lseek(handle.fd, offset, whence)
-            overlay = self._overlay(frozen, handle.fd)
-            size = frozen.reader.size if overlay is None else overlay.size
-            if not 0 <= offset < size:
-                raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
-            return offset if whence == os.SEEK_DATA else size
+
+        def look() -> int:
+            with self._borrowed(handle) as frozen:
+                if frozen is None:
+                    return os.lseek(handle.fd, offset, whence)
+                overlay = self._overlay(frozen, handle.fd)
+                size = frozen.reader.size if overlay is None else overlay.size
+                if not 0 <= offset < size:
+                    raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+                return offset if whence == os.SEEK_DATA else size
+
+        return _steadily(handle, look)
 
     def allocate(self, number: int, offset: int, size: int) -> None:
         """As fallocate(2) without flags."""
@@ -477,13 +492,21 @@ class Handles:
         """The overlay of the frozen file open as `fd`, which another process may have made."""
         if frozen.overlay is not None:
             return frozen.overlay
-        facts = self._marks.facts_to_show(fd)
-        if facts.overlay is None:
-            return None
-        with frozen.lock:
-            if frozen.overlay is None:
-                frozen.overlay = self._marks.overlays.open(facts.overlay, fd, frozen.reader.pread)
-            return frozen.overlay
+        own = os.dup(fd)  # for `fd` may be turned to another file at any moment
+        try:
+            status = os.fstat(own)
+            if (status.st_dev, status.st_ino) != frozen.key:
+                return None
+            facts = self._marks.facts_to_show(own)
+            if facts.overlay is None:
+                return None
+            with frozen.lock:
+                if frozen.overlay is None:
+                    pread = frozen.reader.pread
+                    frozen.overlay = self._marks.overlays.open(facts.overlay, own, pread)
+                return frozen.overlay
+        finally:
+            os.close(own)
 
     def _overlay_to_write(self, frozen: _Frozen, handle: _Handle) -> Overlay:
         overlay = self._overlay(frozen, handle.fd)
@@ -540,10 +563,14 @@ class Handles:
         with handle.lock:
             # A closed one's number may be another's by now.
             if not handle.closed and (certain or successor.inode == handle.inode):
-                # The descriptor's number stays, so that a read in another thread stays valid.
-                os.dup2(successor.fd, handle.fd, inheritable=False)
-                with self._lock:
-                    old, handle.frozen = handle.frozen, successor.frozen
+                # The descriptor's number stays; who reads meanwhile begins anew (`_steadily`).
+                handle.turns += 1
+                try:
+                    os.dup2(successor.fd, handle.fd, inheritable=False)
+                    with self._lock:
+                        old, handle.frozen = handle.frozen, successor.frozen
+                finally:
+                    handle.turns += 1
                 self._give_back(old)
             else:
                 self._drop_frozen(successor)
@@ -607,6 +634,23 @@ def _writes(flags: int) -> bool:
 
 def _backing_flags(flags: int) -> int:
     return flags & ~_DROPPED_FLAGS | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def _steadily(handle: _Handle, look: Callable[[], _T]) -> _T:
+    """What is seen of a handle's file by one that was not turned to another meanwhile."""
+    while True:
+        turns = handle.turns
+        if turns % 2:
+            with handle.lock:  # until it is turned
+                continue
+        try:
+            seen = look()
+        except (OSError, LmfsError):
+            if handle.turns == turns:
+                raise
+            continue
+        if handle.turns == turns:
+            return seen
 
 
 def _touch(handle: _Handle) -> None:

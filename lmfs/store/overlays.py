@@ -452,6 +452,9 @@ class Overlay:
         """For each block of these bytes, which must be before the limit: is it the overlay's?"""
         states = self._map(offset, end)
         written = _WRITTEN in states and has_writers(self._frozen)
+        if _WRITTEN in states and not written:
+            # Whoever wrote them may have ended this moment, and has called them synced before.
+            states = self._map(offset, end)
         return [state == _SYNCED or (state == _WRITTEN and written) for state in states]
 
     def _map(self, offset: int, end: int) -> bytes:

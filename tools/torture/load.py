@@ -97,11 +97,27 @@ class Client:
                 os.pwrite(file.fileno(), piece, offset)
             self.times.append(time.perf_counter() - begin)
             data[offset : offset + size] = piece
-            if path.read_bytes() != data:
-                raise Difference(f"w{number}: not what was written")
+            if (got := path.read_bytes()) != data:
+                again = path.read_bytes() == data
+                raise Difference(
+                    f"w{number}: not what was written, {size} bytes from {offset}: {len(got)} of "
+                    f"{len(data)} bytes, different {_differences(got, data)}; again: {again}"
+                )
             if len(data) > FILE_BYTES:
                 os.truncate(path, 0)
                 data.clear()
+
+
+def _differences(got: bytes, expected: bytes) -> list[tuple[int, int]]:
+    """Where bytes differ, from and to; the first few places, what is near being one."""
+    places: list[tuple[int, int]] = []
+    for at in range(min(len(got), len(expected))):
+        if got[at] != expected[at]:
+            if places and at < places[-1][1] + 64:
+                places[-1] = places[-1][0], at + 1
+            else:
+                places.append((at, at + 1))
+    return places[:8]
 
 
 def _clients(kind: str, numbers: range, root: pathlib.Path, orders: Connection) -> None:
