@@ -133,6 +133,10 @@ class Coding:
     primer_bytes: int = 0
     shared_id: bytes | None = None
 
+    def follows(self, start: int) -> int:
+        """Of its member, a chunk that begins there follows those that end at or before this."""
+        return min(start, self.primer_bytes)
+
 
 @dataclass(frozen=True)
 class Header:

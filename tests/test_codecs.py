@@ -14,7 +14,7 @@ from lmfs.codecs.lm import LmCodec
 from lmfs.codecs.mix import MixCodec
 from lmfs.codecs.raw import RawCodec
 from lmfs.codecs.zstd import ZstdCodec
-from lmfs.container import CodecId, Coding
+from lmfs.container import CodecId, Coding, Header, Kind
 from lmfs.errors import DamagedError, UnknownModelError, VersionError
 from lmfs.profile import PROFILE_1, profile_2
 from lmfs.types import Codec
@@ -122,6 +122,12 @@ def test_what_a_level_tries(tiny, text, level):
     alone = Chooser(None, level)
     codecs = {coding.codec for coding in alone.codings(alone.primer())}
     assert codecs == {CodecId.RAW, CodecId.ZSTD}
+
+
+def test_no_more_parts_of_a_primer_than_a_member_may_have(tiny):
+    chooser = Chooser(tiny, 9, primer_bytes=16 << 20)
+    codings = chooser.codings(chooser.primer())
+    assert Header(Kind.ARCHIVE, 1000, tuple(codings)).primer_bytes == 16 << 20
 
 
 class Recorder:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from lmfs.codecs.primer import Primer
 from lmfs.codecs.threads import in_parallel
 from lmfs.codecs.zstd import ZstdCodec
-from lmfs.container import CodecId, Coding
+from lmfs.container import MAX_PRIMER_LENGTHS, CodecId, Coding
 
 if TYPE_CHECKING:
     from lmfs.codecs.lm import LmCodec
@@ -152,8 +152,8 @@ class Chooser:
     def _steps(self, primer: Primer) -> list[int]:
         """The lengths of the parts of the primer that are followed as well, ascending."""
         step = self._level.first_step_bytes
-        steps = []
-        while step is not None and step < primer.limit:
+        steps: list[int] = []
+        while step is not None and step < primer.limit and len(steps) < MAX_PRIMER_LENGTHS - 1:
             steps.append(step)
             step *= 2
         return steps

@@ -40,7 +40,7 @@ class Frame(NamedTuple):
     @property
     def follows(self) -> int:
         """Of its member, it follows all chunks that end at or before this byte."""
-        return min(self.start, self.coding.primer_bytes)
+        return self.coding.follows(self.start)
 
 
 class FrameDecoder:

@@ -248,7 +248,7 @@ class Chunks:
                     found[i] = known
                 else:
                     coding = member.codings[member.layout.codings[i - member.first_chunk]]
-                    follows = max(follows, min(start, coding.primer_bytes))
+                    follows = max(follows, coding.follows(start))
             wanted = [i for i in indices if i not in found]
             if not primer.serves(follows):
                 known_chunks = bisect_left(starts, primer.end)

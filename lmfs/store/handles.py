@@ -492,13 +492,13 @@ class Handles:
         """The overlay of the frozen file open as `fd`, which another process may have made."""
         if frozen.overlay is not None:
             return frozen.overlay
-        own = os.dup(fd)  # for `fd` may be turned to another file at any moment
+        facts = self._marks.facts_to_show(fd)
+        if facts.overlay is None:
+            return None
+        own = os.dup(fd)  # `fd` may have been turned to another file, and may be at any moment
         try:
             status = os.fstat(own)
             if (status.st_dev, status.st_ino) != frozen.key:
-                return None
-            facts = self._marks.facts_to_show(own)
-            if facts.overlay is None:
                 return None
             with frozen.lock:
                 if frozen.overlay is None:
