@@ -308,8 +308,8 @@ class Archive:
                 result[begin - offset : end - offset] = data
         return bytes(result)
 
-    def seek(self, handle: int, offset: int, whence: int) -> int:
-        """lseek(2) for data (SEEK_DATA) or a hole (SEEK_HOLE)."""
+    def seek(self, handle: int, offset: int, whence: int, path: str | None = None) -> int:
+        """lseek(2) for data (SEEK_DATA) or a hole (SEEK_HOLE); the path is not needed."""
         node = self._open[handle]
         if not 0 <= offset < node.size:
             raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))

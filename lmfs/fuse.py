@@ -504,8 +504,8 @@ class _Operations:
         self._writable.allocate(handle, mode, offset, size)
 
     @_boundary
-    def lseek(self, path: object, offset: int, whence: int, handle: int) -> int:
-        return self._vfs.seek(handle, offset, whence)
+    def lseek(self, path: str | None, offset: int, whence: int, handle: int) -> int:
+        return self._vfs.seek(handle, offset, whence, _inside_if_any(path))
 
     @_boundary
     def flush(self, path: str, handle: int) -> None:
@@ -558,7 +558,8 @@ class _Fuse(mfusepy.FUSE):  # type: ignore[misc]
 
     def lseek(self, path: bytes | None, offset: int, whence: int, info: Any) -> int:
         # The binding has no such method, though it knows the call.
-        found: int = self.operations.lseek(path, offset, whence, info.contents.fh)
+        name = None if path is None else os.fsdecode(path)
+        found: int = self.operations.lseek(name, offset, whence, info.contents.fh)
         return found
 
     def create(self, path: bytes, mode: int, info: Any) -> int:

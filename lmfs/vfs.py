@@ -25,7 +25,7 @@ from .errors import DamagedError
 from .lmz import ChunkCache
 from .lmz.shared import forget_states
 from .store.handles import Handles
-from .store.marks import PREFIX, Marks, State
+from .store.marks import PREFIX, Facts, Marks, State
 from .store.publish import drop_overlay, sweep
 from .store.store import Store
 from .store.system import rename
@@ -39,7 +39,6 @@ _NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
 
 _R = TypeVar("_R")
 _DEFAULT_ACL = "system.posix_acl_default"
-_LOOKS = 5  # at a file that is being replaced
 _LEAVING_S = 0.25  # a name that is not replaced by then is removed
 
 
@@ -143,7 +142,7 @@ class Vfs:
         if path is None:
             if handle is None:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-            return self._describe("", os.fstat(self._files.descriptor(handle)), handle)
+            return self._describe_open(os.fstat(self._files.descriptor(handle)), handle)
         hidden = self._hidden_handle(path)
         if hidden is None:
             self._refuse_private(path)
@@ -156,43 +155,16 @@ class Vfs:
             # Without a name it was replaced or removed; then what the path says is newer.
             if status.st_nlink or not self._exists(path):
                 try:
-                    return self._describe(path, status, handle)
+                    return self._describe_open(status, handle)
                 except DamagedError:
                     if os.fstat(fd).st_nlink:
                         raise
                     # Replaced this moment, and its overlay went with its name.
-        for _ in range(_LOOKS):
-            status = self._stat(path)
-            is_file = stat.S_ISREG(status.st_mode)
-            damaged = is_file and self.marks.facts_of_path(path, status).state is State.DAMAGED
-            if not damaged or self._stat(path).st_ino == status.st_ino:
-                break
-        return self._describe(path, status, None)
+        return _describe(*self.marks.look(path))
 
-    def _describe(self, path: str, status: os.stat_result, handle: int | None) -> Attributes:
-        size, inode, blocks = status.st_size, status.st_ino, status.st_blocks
-        if stat.S_ISREG(status.st_mode):
-            if handle is None:
-                facts = self.marks.facts_of_path(path, status)
-            else:
-                facts = self._files.facts(handle)
-            inode = facts.inode
-            blocks += facts.overlay_blocks
-            # Not the status's: another inode may have the name by now, one hot and one frozen.
-            size = facts.size
-        return Attributes(
-            mode=status.st_mode,
-            inode=inode,
-            links=status.st_nlink,
-            uid=status.st_uid,
-            gid=status.st_gid,
-            device=status.st_rdev,
-            size=size,
-            blocks=blocks,
-            atime_ns=status.st_atime_ns,
-            mtime_ns=status.st_mtime_ns,
-            ctime_ns=status.st_ctime_ns,
-        )
+    def _describe_open(self, status: os.stat_result, handle: int) -> Attributes:
+        is_file = stat.S_ISREG(status.st_mode)
+        return _describe(status, self._files.facts(handle) if is_file else None)
 
     def list_directory(self, path: str) -> Iterator[Entry]:
         self._refuse_private(path)
@@ -275,20 +247,19 @@ class Vfs:
         return self._on_xattrs(os.getxattr, path, name)
 
     def _own_xattr(self, path: str, name: str) -> bytes | None:
-        status = self._stat(path)
-        if not stat.S_ISREG(status.st_mode):
+        _, facts = self.marks.look(path)
+        if facts is None:
             return None
-        state = self.marks.facts_of_path(path, status).state
         if name == STATE_XATTR:
-            return state.value.encode()
-        if state is not State.FROZEN:
+            return facts.state.value.encode()
+        if facts.state is not State.FROZEN:
             return None
         handle = self._files.open(path, os.O_RDONLY)
         try:
-            facts = self._files.describe(handle)
+            described = self._files.describe(handle)
         finally:
             self._files.release(handle)
-        return None if facts is None else facts[name.removeprefix(PREFIX)].encode()
+        return None if described is None else described[name.removeprefix(PREFIX)].encode()
 
     def set_xattr(self, path: str, name: str, value: bytes, flags: int = 0) -> None:
         self._refuse_private(path)
@@ -513,9 +484,13 @@ class Vfs:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
         self._files.allocate(handle, offset, size)
 
-    def seek(self, handle: int, offset: int, whence: int) -> int:
-        """lseek(2) for data (SEEK_DATA) or a hole (SEEK_HOLE); frozen files have no holes."""
-        return self._files.seek(handle, offset, whence)
+    def seek(self, handle: int, offset: int, whence: int, path: str | None = None) -> int:
+        """lseek(2) for data (SEEK_DATA) or a hole (SEEK_HOLE); frozen files have no holes.
+
+        path: as for `read`
+        """
+        former = None if path is None else self._former(path)
+        return self._files.seek(handle, offset, whence, former)
 
     def flush(self, handle: int) -> None:
         self._files.flush(handle)
@@ -587,6 +562,23 @@ class Vfs:
         self._settle(path)
         if self.store.is_private(path):
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
+
+
+def _describe(status: os.stat_result, facts: Facts | None) -> Attributes:
+    """facts: a regular file's. The size is theirs: `status` may be of what was there before."""
+    return Attributes(
+        mode=status.st_mode,
+        inode=status.st_ino if facts is None else facts.inode,
+        links=status.st_nlink,
+        uid=status.st_uid,
+        gid=status.st_gid,
+        device=status.st_rdev,
+        size=status.st_size if facts is None else facts.size,
+        blocks=status.st_blocks + (0 if facts is None else facts.overlay_blocks),
+        atime_ns=status.st_atime_ns,
+        mtime_ns=status.st_mtime_ns,
+        ctime_ns=status.st_ctime_ns,
+    )
 
 
 def _join(directory: str, name: str) -> str:

@@ -19,9 +19,10 @@ from lmfs.errors import BusyError, DamagedError
 from lmfs.lmz import LmzReader
 from lmfs.store import freeze as freeze_module
 from lmfs.store import overlays, publish
+from lmfs.store.account import Account
 from lmfs.store.freeze import Action, thaw
 from lmfs.store.marks import FROZEN_MARK, State, frozen_mark
-from lmfs.store.overlays import BLOCK, OVERLAYS, data_start
+from lmfs.store.overlays import BLOCK, OVERLAYS, Overlays, data_start
 from lmfs.store.store import Store
 from lmfs.store.walk import sweep_overlays, sweep_tree
 from lmfs.vfs import Vfs
@@ -929,6 +930,64 @@ def test_who_looks_while_it_is_folded_in_sees_no_damage(backing, vfs, frozen, wh
     else:
         assert vfs.attributes("f", handle if "handle" in what else None).size == SIZE
     assert folded
+    vfs.release(handle, "f")
+    other.close()
+
+
+@pytest.mark.parametrize("what", ["attributes", "attributes of a handle", "state", "account"])
+@pytest.mark.parametrize("looks", [0, 1, 2, 3])
+def test_what_is_seen_of_a_file_that_is_folded_in_meanwhile(
+    backing, vfs, frozen, what, looks, monkeypatch
+):
+    """Its overlay goes after so many looks at it: then there is neither damage nor an old size."""
+    other = Vfs(Store.open(backing.path))
+    handle = vfs.open("f", os.O_RDONLY)
+    patch(other, "f", (text(100), SIZE))
+    time.sleep(0.05)
+    stat_overlay, seen = Overlays.stat, []
+
+    def meanwhile(overlays, name):
+        if overlays is vfs.marks.overlays:
+            if len(seen) == looks:
+                thaw(other.marks, "f")
+            seen.append(name)
+        return stat_overlay(overlays, name)
+
+    monkeypatch.setattr(Overlays, "stat", meanwhile)
+    if what == "state":
+        assert state(vfs, "f") in (b"patched", b"hot")
+    elif what == "account":
+        account = Account()
+        account.add(vfs.marks, ".")
+        assert account.damaged == {}
+    else:
+        assert vfs.attributes("f", handle if "handle" in what else None).size == SIZE + 100
+    assert seen
+    vfs.release(handle, "f")
+    other.close()
+
+
+@pytest.mark.parametrize("at", ["open", "look"])
+def test_holes_of_a_file_that_was_folded_in(backing, vfs, frozen, at, monkeypatch):
+    """Who copies what is not a hole would copy what the file was before, and zeros for the rest."""
+    other = Vfs(Store.open(backing.path))
+    handle = vfs.open("f", os.O_RDONLY)
+    patch(other, "f", (text(100), SIZE))
+    if at == "open":
+        thaw(other.marks, "f")
+        patch(other, "f", (text(200), SIZE))
+        assert vfs.seek(handle, 0, os.SEEK_HOLE, "f") == SIZE + 200
+    else:
+        stat_overlay, seen = Overlays.stat, []
+
+        def meanwhile(overlays, name):
+            if overlays is vfs.marks.overlays and not seen:
+                seen.append(thaw(other.marks, "f"))
+            return stat_overlay(overlays, name)
+
+        monkeypatch.setattr(Overlays, "stat", meanwhile)
+        assert vfs.seek(handle, 0, os.SEEK_HOLE, "f") == SIZE + 100
+        assert seen
     vfs.release(handle, "f")
     other.close()
 

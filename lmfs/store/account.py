@@ -52,18 +52,34 @@ class Account:
         """Count a file, or all below a directory. raises: OSError for `path`"""
         self.models |= marks.store.pinned_models()
         self.primers |= marks.store.kept_primers()
-        for name, status in regular_files(marks.store, path):
-            facts = marks.facts_of_path(name, status)
-            if facts.state is State.HOT:
-                self.hot_files += 1
-                self.hot_bytes += status.st_size
-            elif facts.state is State.DAMAGED:
-                self.damaged[name] = facts.problem or "its marks do not agree"
-            else:
-                if facts.overlay is not None:
-                    self.patched_files += 1
-                    self.patched_on_disk += facts.overlay_blocks * 512
-                self._add_frozen(marks, name, status)
+        for name, _ in regular_files(marks.store, path):
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                while not self._add_file(marks, name):
+                    pass
+
+    def _add_file(self, marks: Marks, name: str) -> bool:
+        """Count a file; False if it was replaced meanwhile, and nothing counted."""
+        status, facts = marks.look(name)
+        if facts is None:
+            return True
+        if facts.state is State.HOT:
+            self.hot_files += 1
+            self.hot_bytes += status.st_size
+            return True
+        if facts.state is State.DAMAGED:
+            self.damaged[name] = facts.problem or "its marks do not agree"
+            return True
+        try:
+            self._add_frozen(marks, name, status)
+        except LmfsError as error:
+            now = os.stat(name, dir_fd=marks.store.root_fd, follow_symlinks=False)
+            if now.st_ino != status.st_ino:
+                return False
+            self.damaged[name] = str(error)
+        if facts.overlay is not None:
+            self.patched_files += 1
+            self.patched_on_disk += facts.overlay_blocks * 512
+        return True
 
     def _add_frozen(self, marks: Marks, name: str, status: os.stat_result) -> None:
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=marks.store.root_fd)
@@ -71,9 +87,6 @@ class Account:
             with open_frozen(fd, marks) as reader:
                 statistics, size = reader.statistics(), reader.size
             self._add_parity(marks, fd)
-        except LmfsError as error:
-            self.damaged[name] = str(error)
-            return
         finally:
             os.close(fd)
         self.frozen_files += 1

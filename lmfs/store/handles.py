@@ -333,17 +333,34 @@ class Handles:
     # ------------------------------------------------------------------------------------ bytes
 
     def read(self, number: int, size: int, offset: int, path: str | None = None) -> bytes:
-        """At most `size` bytes from `offset`; fewer only at the end of the file."""
+        """At most `size` bytes from `offset`; fewer only at the end of the file.
+
+        path: where the file is, or was before it lost its name
+        """
         handle = self._handle(number)
+
+        def read() -> bytes:
+            with self._borrowed(handle) as frozen:
+                if frozen is None:
+                    return os.pread(handle.fd, size, offset)
+                overlay = self._overlay(frozen, handle.fd)
+                if overlay is None:
+                    return frozen.reader.pread(size, offset)
+                return overlay.pread(size, offset)
+
+        return self._currently(handle, path, read)
+
+    def _currently(self, handle: _Handle, path: str | None, look: Callable[[], _T]) -> _T:
+        """What is seen of a handle's file, or of what has replaced it."""
         self._stay_current(handle, path)
         try:
-            return self._read(handle, size, offset)
+            return _steadily(handle, look)
         except DamagedError:
             # Replaced this moment, and its overlay went with its name?
             if handle.writable or path is None or os.fstat(handle.fd).st_nlink:
                 raise
             self._stay_current(handle, path)
-            return self._read(handle, size, offset)
+            return _steadily(handle, look)
 
     def follow(self, number: int, path: str) -> None:
         """Turn a handle whose file was replaced to what replaced it, which is under `path`.
@@ -363,18 +380,6 @@ class Handles:
             _log.error("%s was replaced and is gone: who has it open gets no bytes", path)
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
 
-    def _read(self, handle: _Handle, size: int, offset: int) -> bytes:
-        def read() -> bytes:
-            with self._borrowed(handle) as frozen:
-                if frozen is None:
-                    return os.pread(handle.fd, size, offset)
-                overlay = self._overlay(frozen, handle.fd)
-                if overlay is None:
-                    return frozen.reader.pread(size, offset)
-                return overlay.pread(size, offset)
-
-        return _steadily(handle, read)
-
     def write(self, number: int, data: bytes, offset: int) -> int:
         handle = self._handle(number)
         with self._borrowed(handle) as frozen:
@@ -388,10 +393,10 @@ class Handles:
             os.setxattr(handle.fd, PLAIN_MARK, b"1")
         return os.pwrite(handle.fd, data, offset)
 
-    def seek(self, number: int, offset: int, whence: int) -> int:
+    def seek(self, number: int, offset: int, whence: int, path: str | None = None) -> int:
         """Where data (SEEK_DATA) or a hole (SEEK_HOLE) begins, from `offset` on.
 
-        A frozen file shows no holes, whatever was written to it since.
+        A frozen file shows no holes, whatever was written to it since. path: as for `read`
         """
         handle = self._handle(number)
 
@@ -405,7 +410,7 @@ class Handles:
                     raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
                 return offset if whence == os.SEEK_DATA else size
 
-        return _steadily(handle, look)
+        return self._currently(handle, path, look)
 
     def allocate(self, number: int, offset: int, size: int) -> None:
         """As fallocate(2) without flags."""

@@ -31,6 +31,7 @@ import contextlib
 import enum
 import errno
 import os
+import stat
 import struct
 import threading
 import time
@@ -50,6 +51,7 @@ REPLACED_MARK = "user.lmfs.replaced"
 PREFIX = "user.lmfs."
 
 _VALUE = struct.Struct("<8sQ")
+_LOOKS = 5  # at a file that is being replaced
 _CACHED_FILES = 1 << 16
 _CLOCK_TICK_NS = 20_000_000
 _NO_XATTR = (errno.ENODATA, errno.ENOTSUP, errno.EPERM, errno.EACCES)
@@ -99,6 +101,24 @@ class Marks:
 
     def close(self) -> None:
         self.inodes.close()
+
+    def look(self, path: str) -> tuple[os.stat_result, Facts | None]:
+        """What is under a path and, of a regular file, its facts; raises OSError.
+
+        With its name a patched file that is replaced loses its overlay: whoever looks at it a
+        moment later would see damage, and the size that it had before it was written to.
+        """
+        for _ in range(_LOOKS):
+            status = os.stat(path, dir_fd=self.store.root_fd, follow_symlinks=False)
+            if not stat.S_ISREG(status.st_mode):
+                return status, None
+            facts = self.facts_of_path(path, status)
+            if facts.state is not State.DAMAGED:
+                break
+            now = os.stat(path, dir_fd=self.store.root_fd, follow_symlinks=False)
+            if now.st_ino == status.st_ino:
+                break
+        return status, facts
 
     def facts_of_path(self, path: str, status: os.stat_result) -> Facts:
         """The facts of a regular file that `status` was just taken of; raises OSError."""
