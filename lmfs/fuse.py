@@ -207,6 +207,7 @@ class _Operations:
         self._vfs: Vfs | Archive
         if isinstance(content, Store):
             self._vfs = Vfs(content, cache_bytes=options.cache_bytes)
+            self._vfs.make_engine_ahead()
         else:
             self._vfs = content
         self._mountpoint = mountpoint

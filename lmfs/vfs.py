@@ -21,9 +21,11 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
 from .codecs.primer import recent_primers
+from .engines import make_ahead
 from .errors import DamagedError
 from .lmz import ChunkCache
 from .lmz.shared import forget_states
+from .models import registry
 from .store.handles import Handles
 from .store.marks import PREFIX, Facts, Marks, State
 from .store.publish import drop_overlay, sweep
@@ -129,6 +131,13 @@ class Vfs:
         recent_primers.clear()
         forget_states()
         self.marks.forget()
+
+    def make_engine_ahead(self) -> None:
+        """Begin with the engine of the model that the store's files need, if they need just one."""
+        pinned = self.store.pinned_models()
+        if len(pinned) == 1:
+            model_id = next(iter(pinned))
+            make_ahead(lambda: registry.find(model_id, self.store.search))
 
     def thaw(self, path: str) -> None:
         """Make a frozen file plain; who reads it meanwhile reads on. raises: OSError, LmfsError"""

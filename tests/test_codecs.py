@@ -233,3 +233,32 @@ def test_a_primer_that_the_model_codes_is_short(tiny, text, level, modelled, lim
     mix = chooser.codings(primer)[2]
     assert (mix.codec, mix.primer_bytes) == (CodecId.MIX, limit << 10)
     assert [i for i in range(8) if numbers[i] >= 3] == [*modelled]
+
+
+@pytest.mark.parametrize(
+    ("level", "saved", "following"),
+    [
+        *((6, [0] * 9 + [40], 0), (6, [0] * 8 + [40] * 2, 2), (6, [8] * 10, 0)),
+        *((8, [0] * 9 + [40], 1), (5, [0] * 9 + [40], 0)),
+    ],
+)
+def test_a_few_chunks_do_not_make_their_readers_wait_for_the_primer(
+    tiny, text, level, saved, following
+):
+    """Blobs of 1,000 bytes, of which following the primer saves so many."""
+
+    class Following(Recorder):
+        def encode_after(self, chunks, afters):
+            return [
+                [bytes(1000), *(bytes(1000 - saved[i]) for _ in afters)]
+                for i, _ in enumerate(chunks)
+            ]
+
+    chooser = Chooser(tiny, level, primer_bytes=1 << 16)
+    chooser._lm = Following()
+    chunks = [text[i * 8192 : (i + 1) * 8192] for i in range(18)]
+    primer = chooser.primer()
+    codings = chooser.codings(primer)
+    chosen = chooser.choose(chunks, primer)
+    assert [codings[number].codec for number, _ in chosen[8:]] == [CodecId.LM] * 10
+    assert sum(codings[number].primer_bytes > 0 for number, _ in chosen[8:]) == following

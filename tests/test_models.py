@@ -132,9 +132,13 @@ def test_registry_finds_by_id_not_by_name(tiny, tmp_path, monkeypatch):
     assert str(registry.SHIPPED_FOLDER) in str(caught.value)
 
 
-def test_shipped_model():
+def test_shipped_model(monkeypatch):
     package = registry.shipped()
+    read = []
+    load = registry._load
+    monkeypatch.setattr(registry, "_load", lambda path: read.append(path) or load(path))
     assert registry.find(package.id).path == package.path
+    assert read == [package.path]  # not those of former versions as well
     assert set(package.card["bits_per_byte"]) >= {"wiki.txt", "books.txt", "code.py.txt"}
     with pytest.raises(ModelError, match="base-1, base-2"):
         registry.shipped("no-such")

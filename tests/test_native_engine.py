@@ -13,6 +13,7 @@ import pathlib
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 
 import numpy as np
@@ -242,6 +243,38 @@ def test_which_engine_is_chosen(tiny, choose):
     engine = engines.engine_for(tiny)
     assert isinstance(engine, OrtEngine)
     assert (engine.providers, engine.threads) == ([CPU], 1)
+
+
+def test_an_engine_that_is_made_ahead_is_the_one_that_is_asked_for(tiny, choose, monkeypatch):
+    choose()
+    made, asked = threading.Event(), []
+    make = engines._make
+
+    def slowly(package):
+        asked.append(threading.current_thread().name)
+        assert made.wait(10)
+        return make(package)
+
+    monkeypatch.setattr(engines, "_make", slowly)
+    engines.make_ahead(lambda: tiny)
+    threading.Timer(0.05, made.set).start()
+    while not asked:
+        time.sleep(0.001)
+    engine = engines.engine_for(tiny)  # waits for it
+    assert asked == ["lmfs-engine"]
+    assert engines.engine_for(tiny) is engine
+
+
+def test_what_fails_ahead_is_told_to_who_asks(tiny, choose, capfd):
+    choose(LMFS_ENGINE="abacus")
+    engines.make_ahead(lambda: tiny)
+    engines.make_ahead(lambda: 1 // 0)
+    for thread in threading.enumerate():
+        if thread.name == "lmfs-engine":
+            thread.join()
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(EngineError, match="abacus"):
+        engines.engine_for(tiny)
 
 
 def test_an_architecture_that_it_does_not_know_goes_to_onnx_runtime(tiny, choose):

@@ -11,7 +11,7 @@ import sys
 import pytest
 from backing import text
 
-from lmfs.errors import DamagedError, FormatError, StoreError, UsageError, VersionError
+from lmfs.errors import BusyError, DamagedError, FormatError, StoreError, UsageError, VersionError
 from lmfs.store.inodes import KeptInodes
 from lmfs.store.locate import locate
 from lmfs.store.store import Store
@@ -20,6 +20,19 @@ from lmfs.store.walk import regular_files, sweep_tree
 
 def description(path):
     return path / ".lmfs" / "store.json"
+
+
+class TestPausing:
+    def test_it_outlives_a_new_configuration(self, backing):
+        paused = backing.store.pause()
+        backing.store.configure("x", 5)
+        told = []
+        with Store.open(backing.path) as other:
+            with pytest.raises(BusyError):
+                other.pause()
+            other.wait_while_paused(lambda: told.append(os.close(paused)))
+            assert len(told) == 1
+            os.close(other.pause())
 
 
 class TestDescription:

@@ -10,6 +10,7 @@ import shutil
 import pytest
 from backing import Backing, mount, run_lmfs, unmount
 
+from lmfs import vfs
 from lmfs.codecs.choose import Chooser
 from lmfs.errors import UnknownModelError
 from lmfs.models import registry
@@ -61,6 +62,21 @@ def test_the_model_wins_and_is_pinned(backing, tiny, text):
     assert registry.find(tiny.id, [backing.store.models]).path.parent == backing.store.models
     with pytest.raises(UnknownModelError):
         registry.find(tiny.id)
+
+
+def test_a_mount_begins_with_the_engine_of_its_only_model(backing, tiny, monkeypatch):
+    found = []
+    monkeypatch.setattr(vfs, "make_ahead", lambda find: found.append(find().path))
+    tree = vfs.Vfs(backing.store)
+    try:
+        tree.make_engine_ahead()
+        assert found == [backing.store.models / registry.file_name(tiny)]
+        # With two of them nobody knows which is read first.
+        backing.store.pin_model(registry.shipped().id, registry.shipped().path)
+        tree.make_engine_ahead()
+        assert len(found) == 1
+    finally:
+        tree.close()
 
 
 def test_reading_through_the_mount(point, text):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 
 from ..errors import LmfsError
 
@@ -51,6 +50,8 @@ def main() -> None:
         sys.exit(_INTERRUPTED)
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE):
+            import traceback
+
             traceback.print_exc()
         print(
             f"lmfs: this is a bug, please report it with what {DEBUG_VARIABLE}=1 makes of it: "

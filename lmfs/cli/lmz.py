@@ -9,6 +9,7 @@ typer, and nothing heavy imported before it is needed: a filter is started often
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import stat
@@ -210,6 +211,7 @@ class _Filter:
 
     def _compress(self, source: BinaryIO, out: BinaryIO, progress: Callable[[int], None]) -> bytes:
         """Returns the hash of what was read, made here and not by the writer."""
+        chooser = self._choose()
         from blake3 import blake3
 
         from lmfs.container import DEFAULT_CHUNK_SIZE
@@ -218,18 +220,27 @@ class _Filter:
         content = blake3()
         size = self._options.chunk_size
         size = DEFAULT_CHUNK_SIZE if size is None else size
-        with LmzWriter(out, chooser=self._choose(), chunk_size=size, progress=progress) as writer:
+        with LmzWriter(out, chooser=chooser, chunk_size=size, progress=progress) as writer:
             while piece := source.read(_PIECE_BYTES):
                 content.update(piece)
                 writer.write(piece)
         return content.digest()
 
     def _choose(self) -> Chooser:
-        from lmfs.codecs.choose import DEFAULT_LEVEL, Chooser, default_chooser
+        if self._chooser is not None:
+            return self._chooser
+        from lmfs.codecs.choose import DEFAULT_LEVEL, LEVELS, Chooser, default_chooser
 
-        if self._chooser is None:
-            level = self._options.level or DEFAULT_LEVEL
-            self._chooser = Chooser() if self._options.no_model else default_chooser(level)
+        level = self._options.level or DEFAULT_LEVEL
+        if self._options.no_model:
+            self._chooser = Chooser()
+            return self._chooser
+        if LEVELS[level].model:
+            from lmfs.engines import make_ahead
+            from lmfs.models import registry
+
+            make_ahead(registry.shipped)  # beside all else that is to be loaded
+        self._chooser = default_chooser(level)
         return self._chooser
 
     def _replace(self, path: Path) -> None:
@@ -345,9 +356,27 @@ def _shown(name: str) -> str:
 
 
 def _decoded(source: BinaryIO, name: str) -> Iterator[bytes]:
+    _make_engine_ahead(source)
     from lmfs.lmz import stream_decode
 
     return stream_decode(source, name=_shown(name))
+
+
+def _make_engine_ahead(source: BinaryIO) -> None:
+    """Begin with the engine that a container's header asks for, beside all else to be loaded."""
+    from lmfs.container import HEADER_PREFIX, CodecId, header_length, parse_header
+
+    beginning = source.peek() if isinstance(source, io.BufferedReader) else b""
+    try:
+        header = parse_header(beginning[: header_length(beginning[: HEADER_PREFIX.size])])
+    except LmfsError:
+        return  # whoever reads on will tell
+    models = {coding.model_id for coding in header.codings if coding.codec is CodecId.LM}
+    if len(models) == 1 and (model_id := models.pop()) is not None:
+        from lmfs.engines import make_ahead
+        from lmfs.models import registry
+
+        make_ahead(lambda: registry.find(model_id))
 
 
 def _decoded_or_copied(source: BinaryIO, name: str) -> Iterator[bytes]:

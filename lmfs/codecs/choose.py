@@ -61,6 +61,9 @@ class Level:
     first_step_bytes: int | None = None
     # With a model, a chunk follows its file's beginning only if that saves so much.
     primer_gain: float = 0.01
+    # And if that saves so much of all chunks of a batch: one that follows makes its reader wait for
+    # the primer, a second where the model codes that.
+    primer_gain_of_all: float = 0.0
     large: bool = False  # a mixer that remembers long primers, in tens of megabytes
 
 
@@ -70,6 +73,7 @@ def _with_model(*, model_from: float, model_gain: float) -> Level:
         mixer=True,
         model=True,
         model_primer_bytes=64 << 10,
+        primer_gain_of_all=0.005,
         model_from=model_from,
         model_gain=model_gain,
     )
@@ -278,15 +282,29 @@ class Chooser:
             if not trial:
                 continue
             blobs = self._lm.encode_after([chunks[i] for i in trial], [None, *afters])
-            for i, lane in zip(trial, blobs, strict=True):
+            follow = self._worth_following(blobs, whole=following == _LM_PRIMED)
+            for i, lane, follows in zip(trial, blobs, follow, strict=True):
                 most = (1 - self._level.model_gain) * len(best[i][1])
-                # A chunk that follows nothing survives what happens to what others follow.
-                least = (1 - self._level.primer_gain) * len(lane[0])
-                follow = len(lane) > 1 and len(lane[1]) <= least
-                number, blob = (following, lane[1]) if follow else (_LM, lane[0])
+                number, blob = (following, lane[1]) if follows else (_LM, lane[0])
                 if len(blob) <= most:
                     offer(i, number, blob)
         return best, without_model
+
+    def _worth_following(self, lanes: Sequence[Sequence[bytes]], *, whole: bool) -> list[bool]:
+        """Which chunks that the model codes are to follow their file's beginning.
+
+        lanes: of each chunk its blob, and behind it the one that follows, if there is such
+        whole: whether that is the whole primer
+        """
+        # A chunk that follows nothing survives what happens to what others follow.
+        least = 1 - self._level.primer_gain
+        follow = [len(lane) > 1 and len(lane[1]) <= least * len(lane[0]) for lane in lanes]
+        if whole:
+            alone = sum(len(lane[0]) for lane in lanes)
+            chosen = sum(len(lane[follows]) for lane, follows in zip(lanes, follow, strict=True))
+            if chosen > (1 - self._level.primer_gain_of_all) * alone:
+                return [False] * len(lanes)
+        return follow
 
     def _mix_all(
         self,

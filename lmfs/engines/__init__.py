@@ -11,9 +11,11 @@ Owns: which engine this process uses, one a model; loading it costs nothing unti
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 from ..codecs.threads import thread_count
@@ -38,6 +40,20 @@ def engine_for(package: ModelPackage) -> Any:
         while len(_engines) > _MOST_ENGINES:
             _engines.popitem(last=False)  # who uses one keeps it
         return _engines[package.id]
+
+
+def make_ahead(find: Callable[[], ModelPackage]) -> None:
+    """Begin to make a model's engine in a thread of its own, for who soon asks `engine_for`.
+
+    find: gives the model. Whatever fails, fails again for who asks, and is theirs to tell.
+    """
+
+    def make() -> None:
+        with contextlib.suppress(Exception):
+            engine_for(find())
+
+    # Waited for at the end: a daemon would be torn out of native code.
+    threading.Thread(target=make, name="lmfs-engine").start()
 
 
 def _make(package: ModelPackage) -> Any:

@@ -1,26 +1,30 @@
 """Containers as Python file objects and as bytes.
 
 Owns: reading, writing, streaming and recovering .lmz. Imports the layers below, never a store or
-FUSE; an inference engine loads only when a chunk needs the model.
+FUSE; each name loads its module when it is first asked for, for `lmz` starts often, and an
+inference engine loads only when a chunk needs the model.
 """
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from lmfs.codecs.choose import Chooser
 from lmfs.container import DEFAULT_CHUNK_SIZE
 from lmfs.errors import UsageError
-from lmfs.lmz.cache import ChunkCache
-from lmfs.lmz.members import Member
-from lmfs.lmz.reader import CodecStatistics, LmzReader
-from lmfs.lmz.recovery import Hole, Recovered, recover
-from lmfs.lmz.stream import stream_decode
-from lmfs.lmz.writer import LmzWriter
+
+if TYPE_CHECKING:
+    from lmfs.codecs.choose import Chooser
+    from lmfs.lmz.cache import ChunkCache
+    from lmfs.lmz.members import Member
+    from lmfs.lmz.reader import CodecStatistics, LmzReader
+    from lmfs.lmz.recovery import Hole, Recovered, recover
+    from lmfs.lmz.stream import stream_decode
+    from lmfs.lmz.writer import LmzWriter
 
 __all__ = [
     "ChunkCache",
@@ -36,6 +40,24 @@ __all__ = [
     "recover",
     "stream_decode",
 ]
+
+_MODULES = {
+    "ChunkCache": "cache",
+    "CodecStatistics": "reader",
+    "Hole": "recovery",
+    "LmzReader": "reader",
+    "LmzWriter": "writer",
+    "Member": "members",
+    "Recovered": "recovery",
+    "recover": "recovery",
+    "stream_decode": "stream",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'lmfs.lmz' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"lmfs.lmz.{_MODULES[name]}"), name)
 
 
 @overload
@@ -67,8 +89,12 @@ def open(
     raises: FormatError, VersionError, DamagedError, OSError; UsageError for another mode
     """
     if mode == "rb":
+        from lmfs.lmz.reader import LmzReader
+
         return LmzReader(file, model_search=model_search)
     if mode == "wb":
+        from lmfs.lmz.writer import LmzWriter
+
         return LmzWriter(file, chunk_size=chunk_size, chooser=chooser)
     raise UsageError("mode", expected="'rb' or 'wb'", got=repr(mode))
 
@@ -77,6 +103,8 @@ def compress(
     data: bytes, *, chunk_size: int = DEFAULT_CHUNK_SIZE, chooser: Chooser | None = None
 ) -> bytes:
     """`data` as an .lmz; the options are LmzWriter's."""
+    from lmfs.lmz.writer import LmzWriter
+
     out = io.BytesIO()
     with LmzWriter(out, chunk_size=chunk_size, chooser=chooser) as writer:
         writer.write(data)
@@ -88,4 +116,6 @@ def decompress(data: bytes, *, model_search: Sequence[Path] = ()) -> bytes:
 
     raises: FormatError, VersionError, DamagedError, UnknownModelError
     """
+    from lmfs.lmz.stream import stream_decode
+
     return b"".join(stream_decode(io.BytesIO(data), model_search=model_search))

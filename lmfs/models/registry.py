@@ -80,14 +80,14 @@ def file_name(package: ModelPackage) -> str:
 
 
 def _candidates(places: Sequence[pathlib.Path], model_id: bytes) -> Iterator[pathlib.Path]:
-    """Packages in the places, those whose name is the id first."""
+    """Packages in the places, those whose name is the id first; of shipped ones the newest."""
     named = f"{model_id.hex()}{SUFFIX}"
     files = [p for p in places if p.is_file()]
     folders = [p for p in places if p.is_dir()]
     yield from (folder / named for folder in folders if (folder / named).is_file())
     yield from files
     for folder in folders:
-        yield from sorted(p for p in folder.glob(f"*{SUFFIX}") if p.name != named)
+        yield from sorted((p for p in folder.glob(f"*{SUFFIX}") if p.name != named), reverse=True)
 
 
 def _environment() -> list[pathlib.Path]:

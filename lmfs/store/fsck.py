@@ -36,7 +36,7 @@ from .publish import open_quietly
 from .store import DIRECTORY
 from .walk import directories, join
 
-_KNOWN_FILES = {"store.json", "inodes", "paused"}
+_KNOWN_FILES = {"store.json", "inodes"}
 _KNOWN_DIRECTORIES = {"models", "primers", "overlays", "parity", "aside"}
 _TRIES = 5
 _PAUSE_S = 0.05

@@ -159,7 +159,7 @@ class Store:
         It is closed with the process, too: nobody waits for one that died.
         raises: BusyError if somebody else has it paused, OSError
         """
-        fd = self._open_description()
+        fd = self._open_root()
         for attempt in range(_PAUSE_ATTEMPTS):
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -179,7 +179,7 @@ class Store:
 
     def wait_while_paused(self, waiting: Callable[[], None]) -> None:
         """Return when nobody has the store paused; `waiting` is told if that takes time."""
-        fd = self._open_description()
+        fd = self._open_root()
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -189,8 +189,9 @@ class Store:
         finally:
             os.close(fd)
 
-    def _open_description(self) -> int:
-        return os.open(f"{DIRECTORY}/{_DESCRIPTION}", os.O_RDONLY, dir_fd=self.root_fd)
+    def _open_root(self) -> int:
+        """The root, to lock it: unlike the description it is never replaced."""
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=self.root_fd)
 
     # --------------------------------------------------------------------------------- models
 
