@@ -493,8 +493,8 @@ class _Operations:
         return self._vfs.read(handle, size, offset, _inside_if_any(path))
 
     @_boundary
-    def write(self, path: str, data: bytes, offset: int, handle: int) -> int:
-        return self._writable.write(handle, data, offset)
+    def write(self, path: str | None, data: bytes, offset: int, handle: int) -> int:
+        return self._writable.write(handle, data, offset, _inside_if_any(path))
 
     @_boundary
     def truncate(self, path: str | None, size: int, handle: int | None = None) -> None:

@@ -30,7 +30,7 @@ from .store.handles import Handles
 from .store.marks import PREFIX, Facts, Marks, State
 from .store.publish import drop_overlay, sweep
 from .store.store import Store
-from .store.system import rename
+from .store.system import rename, set_times
 
 DEFAULT_CACHE_BYTES = 64 << 20
 STATE_XATTR = "user.lmfs.state"
@@ -158,7 +158,7 @@ class Vfs:
         else:
             handle = hidden
         if handle is not None:
-            self._files.follow(handle, self._former(path))
+            self._files.follow(handle, self._known_as(handle, path))
             fd = self._files.descriptor(handle)
             status = os.fstat(fd)
             # Without a name it was replaced or removed; then what the path says is newer.
@@ -220,15 +220,7 @@ class Vfs:
         fd = None if handle is None else self._files.descriptor(handle)
         if fd is None:
             self._refuse_private(path)
-        if atime_ns is None or mtime_ns is None:
-            status = self._stat(path) if fd is None else os.fstat(fd)
-            atime_ns = status.st_atime_ns if atime_ns is None else atime_ns
-            mtime_ns = status.st_mtime_ns if mtime_ns is None else mtime_ns
-        times = (atime_ns, mtime_ns)
-        if fd is not None:
-            os.utime(fd, ns=times)
-            return
-        os.utime(path, ns=times, dir_fd=self.store.root_fd, follow_symlinks=False)
+        set_times(path if fd is None else fd, atime_ns, mtime_ns, self.store.root_fd)
 
     def filesystem(self) -> os.statvfs_result:
         return os.fstatvfs(self.store.root_fd)
@@ -309,9 +301,7 @@ class Vfs:
         """
         self._refuse_private(source)
         self._refuse_to_make(path)
-        self._files.thaw(source)
-        root = self.store.root_fd
-        os.link(source, path, src_dir_fd=root, dst_dir_fd=root, follow_symlinks=False)
+        self._files.link(source, path)
 
     def rename(self, source: str, target: str, flags: int = 0) -> None:
         """`flags` are those of renameat2(2); what the backing filesystem cannot do is refused."""
@@ -384,6 +374,13 @@ class Vfs:
         """Where a file is, or was before it lost its name, for those who have it open."""
         found = self._hidden.get(os.path.basename(path)) if self._hidden else None
         return path if found is None else found.path
+
+    def _known_as(self, handle: int, path: str) -> str:
+        """As `_former`. raises: OSError (ESTALE) if another mount gave its name to another file"""
+        former = self._former(path)
+        if former == path:
+            self._files.require_named(handle, path)
+        return former
 
     def remove_file(self, path: str) -> None:
         found = self._hidden.pop(os.path.basename(path), None)
@@ -475,9 +472,13 @@ class Vfs:
 
         path: where the file is now, if it has a name; lets the handle follow a replaced file
         """
-        return self._files.read(handle, size, offset, None if path is None else self._former(path))
+        known_as = None if path is None else self._known_as(handle, path)
+        return self._files.read(handle, size, offset, known_as)
 
-    def write(self, handle: int, data: bytes, offset: int) -> int:
+    def write(self, handle: int, data: bytes, offset: int, path: str | None = None) -> int:
+        """How many bytes were written. path: as for `read`"""
+        if path is not None:
+            self._known_as(handle, path)
         return self._files.write(handle, data, offset)
 
     def truncate(self, path: str, size: int, handle: int | None = None) -> None:
@@ -498,8 +499,8 @@ class Vfs:
 
         path: as for `read`
         """
-        former = None if path is None else self._former(path)
-        return self._files.seek(handle, offset, whence, former)
+        known_as = None if path is None else self._known_as(handle, path)
+        return self._files.seek(handle, offset, whence, known_as)
 
     def flush(self, handle: int) -> None:
         self._files.flush(handle)

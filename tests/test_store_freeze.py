@@ -514,13 +514,22 @@ def test_killed_at(backing, direction, step):
 class TestSweep:
     def test_a_temporary_in_use_stays(self, backing, monkeypatch):
         backing.write("f", DATA)
-        swept = []
+        swept, sweeping = [], []
 
         def reached(step):
+            # From another mount: for some of these steps it has to wait for the commit lock.
+            sweeping.append(threading.Thread(target=sweep))
+            sweeping[-1].start()
+            sweeping[-1].join(0.1)
+
+        def sweep():
             swept.extend(sweep_tree(backing.marks))
 
         monkeypatch.setattr(publish, "reached", reached)
         assert backing.freeze("f").action is Action.FROZEN
+        for thread in sweeping:
+            thread.join()
+        assert len(sweeping) > 8
         assert swept == []
 
     def test_a_strangers_file_stays(self, backing):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -27,6 +28,7 @@ from lmfs.store.store import Store
 from lmfs.store.walk import sweep_overlays, sweep_tree
 from lmfs.vfs import Vfs
 
+HIDDEN = ".fuse_hidden0000000100000001"
 SIZE = 20 * CHUNK + 5
 DATA = text(SIZE)
 
@@ -276,8 +278,9 @@ class TestTurning:
     """A handle is turned to what replaced its file while another thread reads through it."""
 
     def test_from_patched_to_plain(self, backing, vfs, frozen, monkeypatch):
-        patch(vfs, "f", (b"x" * BLOCK, BLOCK))
         handle = vfs.open("f", os.O_RDONLY)
+        with contextlib.closing(Vfs(Store.open(backing.path))) as other:
+            patch(other, "f", (b"x" * BLOCK, BLOCK))  # the handle knows of no overlay
         expected = laid_over(DATA, (b"x" * BLOCK, BLOCK))
         turned = []
 
@@ -374,16 +377,19 @@ class TestNames:
             vfs.remove_file("f")
         else:
             backing.write("g", b"other")
+            assert vfs.hide("f", HIDDEN)  # as libfuse does first with a file that is open
             vfs.rename("g", "f")
             assert slurp(vfs, "f") == b"other"
         assert overlay_names(backing) == []
         expected = laid_over(DATA, (b"NEW", 5))
-        assert vfs.read(handle, SIZE, 0, "f" if how == "replace" else None) == expected
+        assert vfs.read(handle, SIZE, 0, HIDDEN if how == "replace" else None) == expected
         if flags == os.O_RDWR:
             vfs.write(handle, b"x", 0)
             assert vfs.read(handle, 9, 0) == b"x" + expected[1:9]
             assert vfs.attributes("f", handle if how == "remove" else None).links <= 1
         vfs.release(handle)
+        if how == "replace":
+            vfs.remove_file(HIDDEN)
 
     def test_exchanging_removes_nothing(self, backing, vfs, frozen):
         patch(vfs, "f", (b"NEW", 5))

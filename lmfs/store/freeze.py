@@ -29,7 +29,7 @@ from .overlays import has_writers
 from .parities import wanted_percent
 from .primers import Primers
 from .publish import Replacement, Source, reached
-from .system import Lease
+from .system import Lease, clock_tick_ns
 
 if TYPE_CHECKING:
     from ..codecs.choose import Chooser
@@ -39,7 +39,8 @@ Progress = Callable[[int], None]
 Pread = Callable[[int, int], bytes]
 
 _READ_BYTES = 1 << 20
-_CLOCK_TICK_S = 0.02
+_SHORT_S = 0.02
+_QUIET_S = 5.0  # without a tick of its clock in which a file was not changed
 _LEASE_ATTEMPTS = 5
 _LEASE_PAUSE_S = 0.02
 
@@ -54,7 +55,10 @@ class Action(enum.Enum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was done, and why not; `before` and `after` are bytes on disk."""
+    """What was done, and why not; `before` and `after` are bytes on disk.
+
+    inodes: of a thawed file, the number on the disk of what was replaced, and of what replaced it
+    """
 
     path: str
     action: Action
@@ -62,6 +66,10 @@ class Outcome:
     before_bytes: int
     after_bytes: int
     reason: str | None = None
+    inodes: tuple[int, int] | None = None
+
+
+_Times = tuple[int, int, int]
 
 
 class _Unfit(Exception):
@@ -96,7 +104,8 @@ def freeze(
     try:
         _check_kind(status)
         with Source(store, path, wait=False) as source, _unless_moved(source):
-            facts = _facts_to_read(marks, source)
+            facts, overlay_times = _facts_to_read(marks, source)
+            _check_kind(source.status)  # it may have got a second name by now
             if source.status.st_ino == known_hot_inode:
                 facts = Facts(State.HOT, source.status.st_size, facts.inode)
             marks.require_frozen_or_hot(facts, path)
@@ -129,7 +138,8 @@ def freeze(
                     raise _Unfit("would not take fewer blocks")
                 _verify_frozen(marks, path, new, digest, primers or Primers(store))
                 with marks.parities.kept(new.fd, percent):
-                    _publish_alone(marks, source, facts, new)
+                    moved = functools.partial(_was_written_to, marks, source, facts, overlay_times)
+                    _publish_alone(marks, source, facts, new, moved)
                 if facts.state is not State.HOT:
                     marks.parities.drop(source.fd)
         return Outcome(path, Action.FROZEN, status.st_size, on_disk, after)
@@ -162,7 +172,7 @@ def thaw(
         reason = "not a regular file"
         return Outcome(path, Action.SKIPPED, status.st_size, on_disk, on_disk, reason)
     with Source(store, path, wait=wait) as source, _unless_moved(source):
-        facts = _facts_to_read(marks, source)
+        facts, overlay_times = _facts_to_read(marks, source)
         on_disk += facts.overlay_blocks * 512
         if keep_bytes != 0:
             marks.require_frozen_or_hot(facts, path)
@@ -178,10 +188,12 @@ def thaw(
             new.sync()
             _verify_thawed(marks, path, new, digest)
             after = os.fstat(new.fd).st_blocks * 512
+            moved = functools.partial(_was_written_to, marks, source, facts, overlay_times)
             with marks.overlays.commit():
-                new.publish(None, lambda: _was_written_to(marks, source, facts), facts.overlay)
+                new.publish(None, moved, facts.overlay)
             marks.parities.drop(source.fd)
-    return Outcome(path, Action.THAWED, size, on_disk, after)
+            inodes = source.status.st_ino, os.fstat(new.fd).st_ino
+    return Outcome(path, Action.THAWED, size, on_disk, after, inodes=inodes)
 
 
 def give_parity(marks: Marks, fd: int, percent: int) -> None:
@@ -214,17 +226,39 @@ def _is_sparse(source: Source) -> bool:
         return False
 
 
-def _facts_to_read(marks: Marks, source: Source) -> Facts:
-    """The facts of the source, whose times tell from now on whether a patched one is written to."""
-    facts = marks.facts_of_fd(source.fd)
-    while facts.overlay is not None and (
-        abs(time.time_ns() - source.status.st_ctime_ns) < _CLOCK_TICK_S * 1e9
-    ):
-        # Written to again in this tick of its filesystem's clock it would show the same times.
-        time.sleep(_CLOCK_TICK_S)
-        source.status = os.fstat(source.fd)
+def _facts_to_read(marks: Marks, source: Source) -> tuple[Facts, _Times | None]:
+    """The facts of the source, whose times tell from now on whether it is written to.
+
+    So do those of its overlay, if it has one: they are the second.
+    """
+    deadline = time.monotonic() + _QUIET_S
+    while True:
         facts = marks.facts_of_fd(source.fd)
-    return facts
+        overlay_times = _overlay_times(marks, facts)
+        latest = max(source.status.st_ctime_ns, overlay_times[-1] if overlay_times else 0)
+        if abs(time.time_ns() - latest) >= clock_tick_ns(latest):
+            return facts, overlay_times
+        if time.monotonic() > deadline:
+            raise BusyError(
+                "file is in use",
+                where=source.store.shown_path(source.path),
+                got="somebody who writes to it all the time",
+                do="try again later",
+            )
+        # Written to again in this tick of its filesystem's clock it would show the same times.
+        time.sleep(_SHORT_S)
+        source.status = os.fstat(source.fd)
+
+
+def _overlay_times(marks: Marks, facts: Facts) -> _Times | None:
+    """The size of a patched file's overlay, and when it was changed; None for any other."""
+    if facts.overlay is None:
+        return None
+    try:
+        status = marks.overlays.stat(facts.overlay)
+    except FileNotFoundError:  # the facts say so as well, or will
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 @contextlib.contextmanager
@@ -242,13 +276,19 @@ def _unless_moved(source: Source) -> Iterator[None]:
         ) from error
 
 
-def _was_written_to(marks: Marks, source: Source, facts: Facts) -> bool:
-    """True if a frozen source is no longer what was read; under the commit lock it stays so."""
+def _was_written_to(
+    marks: Marks, source: Source, facts: Facts, overlay_times: _Times | None
+) -> bool:
+    """True if a source is no longer what was read; if it is frozen it stays so under the commit
+    lock, for which its overlay is looked at as well: a write may not have set the source's times.
+    """
+    if facts.state is State.HOT:
+        return source.has_changed()
     if source.has_moved() or has_writers(source.fd):
         return True
     if facts.overlay is None:
         return marks.facts_of_fd(source.fd).overlay is not None
-    return source.has_changed()
+    return source.has_changed() or _overlay_times(marks, facts) != overlay_times
 
 
 @contextlib.contextmanager
@@ -421,24 +461,26 @@ def _compare_whole(marks: Marks, source: Source, digest: bytes) -> None:
         )
 
 
-def _publish_alone(marks: Marks, source: Source, facts: Facts, new: Replacement) -> None:
-    """Publish under a lease, so that nobody has the source open while it is replaced."""
+def _publish_alone(
+    marks: Marks, source: Source, facts: Facts, new: Replacement, moved: Callable[[], bool]
+) -> None:
+    """Publish under a lease, so that nobody has the source open while it is replaced.
+
+    And under the commit lock, so that nobody writes to what replaced it before that is certain.
+    """
     for attempt in range(_LEASE_ATTEMPTS):
         if attempt:
             # A mount opens files for microseconds to see what they are: that is no use.
             time.sleep(_LEASE_PAUSE_S)
-        with contextlib.ExitStack() as held:
-            moved = source.has_changed
-            if facts.state is not State.HOT:
-                # Before the lease: who holds the lock may be opening the file, and waits for it.
-                held.enter_context(marks.overlays.commit())
-                moved = functools.partial(_was_written_to, marks, source, facts)
+        # The lock before the lease: who holds it may be opening the file, and waits for that.
+        with marks.overlays.commit():
             try:
-                lease = held.enter_context(Lease(source.fd))
+                lease = Lease(source.fd)
             except BlockingIOError:
                 continue
-            new.publish(lease, moved, facts.overlay)
-            return
+            with lease:
+                new.publish(lease, moved, facts.overlay)
+                return
     raise BusyError(
         "file is in use",
         where=source.store.shown_path(source.path),

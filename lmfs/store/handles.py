@@ -8,8 +8,11 @@ is a reader, and an overlay once the file has one, shared by all handles of the 
 first write makes the overlay; until then a file that is open for writing stays as it is.
 
 Freezing and thawing, by us or by another process, put a new inode under the name; so after every
-open, and at every read, an inode without a name (st_nlink == 0) means: look again under the name.
-A frozen file is not replaced while anybody has it open for writing (`overlays`).
+open, and at every read, an inode without a name (st_nlink == 0), or one that is marked as replaced
+(it keeps the temporary's name for a moment), means: look again under the name. If another file has
+the name by then, which only another mount does to an open file, who has the old one open gets
+ESTALE: the kernel keeps the pages of both in one place. A frozen file is not replaced while anybody
+has it open for writing (`overlays`).
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import logging
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -34,7 +38,9 @@ from .marks import (
     Facts,
     Marks,
     State,
+    frozen_mark,
     gives_magic,
+    is_marked,
     looks_frozen,
     patched_mark,
     was_replaced,
@@ -44,6 +50,7 @@ from .overlays import Overlay, begin_writing, end_writing, has_writers
 _log = logging.getLogger(__name__)
 
 _OPEN_TRIES = 100
+_LOOK_AGAIN_S = 0.01
 # What the kernel has dealt with, or what would make the backing descriptor behave otherwise.
 _DROPPED_FLAGS = os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_DIRECT | os.O_NOATIME
 
@@ -169,6 +176,12 @@ class Handles:
                         return handle
                     if not handle.writable:
                         handle.frozen = self._frozen_of(fd, status)
+                        try:
+                            # Now, for it goes with the name of a file that is removed.
+                            self._overlay(handle.frozen, fd)
+                        except BaseException:
+                            self._drop_frozen(handle)
+                            raise
                         return handle
             except DamagedError:
                 replaced = not os.fstat(fd).st_nlink  # and its overlay went with its name
@@ -184,11 +197,7 @@ class Handles:
                 to_write = self._open_to_patch(path, flags)
                 if to_write is not None:
                     return to_write
-        raise BusyError(
-            "file is replaced again and again",
-            where=self._store.shown_path(path),
-            do="see what else works in this directory",
-        )
+        raise self._restless(path)
 
     def _open_to_patch(self, path: str, flags: int) -> _Handle | None:
         """A handle that writes to a frozen file; None if it is none any longer."""
@@ -298,8 +307,13 @@ class Handles:
                 overlay = None if frozen is None else self._overlay(frozen, handle.fd)
                 if overlay is not None:
                     facts = facts._replace(
-                        state=State.PATCHED, size=overlay.size, overlay_blocks=overlay.blocks
+                        state=State.PATCHED,
+                        size=overlay.size,
+                        overlay_blocks=overlay.blocks,
+                        inode=handle.inode,
                     )
+                elif frozen is not None and facts.state is State.HOT:  # not ours to read any more
+                    facts = Facts(State.FROZEN, frozen.reader.size, handle.inode)
             return facts
 
         return _steadily(handle, look)
@@ -352,15 +366,16 @@ class Handles:
 
     def _currently(self, handle: _Handle, path: str | None, look: Callable[[], _T]) -> _T:
         """What is seen of a handle's file, or of what has replaced it."""
-        self._stay_current(handle, path)
-        try:
-            return _steadily(handle, look)
-        except DamagedError:
-            # Replaced this moment, and its overlay went with its name?
-            if handle.writable or path is None or os.fstat(handle.fd).st_nlink:
-                raise
+        for tries in itertools.count(1):
             self._stay_current(handle, path)
-            return _steadily(handle, look)
+            try:
+                return _steadily(handle, look)
+            except DamagedError:
+                # Replaced this moment, and its overlay went with its name?
+                replaced = path is not None and self._is_replaced(handle, path)
+                if handle.writable or not replaced or tries == _OPEN_TRIES:
+                    raise
+        raise AssertionError
 
     def follow(self, number: int, path: str) -> None:
         """Turn a handle whose file was replaced to what replaced it, which is under `path`.
@@ -371,14 +386,53 @@ class Handles:
 
     def _stay_current(self, handle: _Handle, path: str | None) -> None:
         """As `follow`; without a path only an error where it is needed."""
-        if handle.writable or not _is_nameless(handle.fd):
+        if handle.writable or not self._is_replaced(handle, path):
             return
         if path is not None:
             self._follow(handle, path)
-        if _is_nameless(handle.fd) and was_replaced(handle.fd):
+        if self._is_replaced(handle, path) and was_replaced(handle.fd):
             # What was written to what replaced it is lost to us: not to be shown without that.
             _log.error("%s was replaced and is gone: who has it open gets no bytes", path)
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+
+    def _is_replaced(self, handle: _Handle, path: str | None) -> bool:
+        """True if a handle's file has lost its name, or is about to; or the handle is closed.
+
+        path: the name; what is replaced has another one for a moment, or for longer after a crash
+        """
+        try:
+            status = os.fstat(handle.fd)
+            if not status.st_nlink:
+                return True
+            if path is None or not was_replaced(handle.fd):
+                return False
+        except OSError:
+            return True
+        try:
+            named = os.stat(path, dir_fd=self._store.root_fd, follow_symlinks=False)
+        except OSError:
+            return True
+        return (named.st_dev, named.st_ino) != (status.st_dev, status.st_ino)
+
+    def require_named(self, number: int, path: str) -> None:
+        """Refuse a handle whose file lost this name, where another file has it now.
+
+        The kernel keeps the pages of both in one place: who has the other one open would get this
+        one's bytes, and for as long as they are kept. Only another mount of the store, or who works
+        on it by hand, does that to an open file; NFS refuses it likewise. raises: OSError (ESTALE)
+        """
+        handle = self._handle(number)
+        try:
+            status = os.fstat(handle.fd)
+            named = os.stat(path, dir_fd=self._store.root_fd, follow_symlinks=False)
+            if (named.st_dev, named.st_ino) == (status.st_dev, status.st_ino):
+                return
+            is_file = stat.S_ISREG(named.st_mode)
+            # Frozen or thawed it shows the same number, if that could be written down.
+            if is_file and self._store.xattr_marks and self.shown_inode(path) != handle.inode:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+        except FileNotFoundError:
+            return
 
     def write(self, number: int, data: bytes, offset: int) -> int:
         handle = self._handle(number)
@@ -436,7 +490,10 @@ class Handles:
             self.release(number)
 
     def _cut(self, handle: _Handle, size: int) -> None:
-        with self._borrowed(handle) as frozen:
+        # It may be anybody's handle of the file: its number is another file's once it is closed.
+        with handle.lock, self._borrowed(handle) as frozen:
+            if handle.closed:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
             if frozen is None:
                 os.ftruncate(handle.fd, size)
                 return
@@ -477,7 +534,7 @@ class Handles:
         with self._lock:
             handles = [handle for handle in self._handles.values() if handle.inode == inode]
         for handle in handles:
-            if not handle.writable and _is_nameless(handle.fd):
+            if not handle.writable and self._is_replaced(handle, path):
                 self._follow(handle, path)
 
     def keep_overlay(self, fd: int) -> None:
@@ -526,6 +583,9 @@ class Handles:
             overlay = self._overlay(frozen, fd)  # made meanwhile
             if overlay is not None:
                 return overlay
+            if not is_marked(fd):
+                # Where the mark was lost an overlay that nobody names would be taken for damage.
+                os.setxattr(fd, FROZEN_MARK, frozen_mark(self._store.id, frozen.reader.size))
             name = overlays.create(fd, frozen.reader.size, mark)
             with frozen.lock:
                 if frozen.overlay is None:
@@ -546,33 +606,75 @@ class Handles:
             return False
         if self._marks.facts_of_path(path, status).state is State.HOT:
             return False
-        thaw(self._marks, path, keep_bytes=keep_bytes, wait=keep_bytes is None)
+        outcome = thaw(self._marks, path, keep_bytes=keep_bytes, wait=keep_bytes is None)
+        if outcome.inodes is None:
+            return False
+        before, after = outcome.inodes
         with self._lock:
-            readers = [handle for handle in self._handles.values() if handle.frozen is not None]
-        for handle in readers:
+            handles = [h for h in self._handles.values() if h.frozen is not None and not h.writable]
+        for handle in handles:
             # A handle that is closed meanwhile has no descriptor to ask.
             with contextlib.suppress(OSError):
-                if os.fstat(handle.fd).st_ino == status.st_ino:
-                    self._follow(handle, path, certain=True)
+                if os.fstat(handle.fd).st_ino == before:
+                    self._follow(handle, path, certain=after)
         return True
 
-    def _follow(self, handle: _Handle, path: str, *, certain: bool = False) -> None:
-        """Turn a handle for reading to what replaced its file, if that is the same file."""
+    def link(self, source: str, path: str) -> None:
+        """Give a file a second name; a frozen one is thawed first.
+
+        raises: BusyError, OSError, LmfsError
+        """
+        root = self._store.root_fd
+        for _ in range(_OPEN_TRIES):
+            self.thaw(source)
+            status = os.stat(source, dir_fd=root, follow_symlinks=False)
+            try:
+                if not stat.S_ISREG(status.st_mode):
+                    raise PermissionError  # nor is it ours to open
+                # While we have it open nobody freezes it (`Lease`).
+                fd = os.open(source, _backing_flags(os.O_RDONLY | os.O_NONBLOCK), dir_fd=root)
+            except PermissionError:
+                os.link(source, path, src_dir_fd=root, dst_dir_fd=root, follow_symlinks=False)
+                return
+            except BlockingIOError:  # somebody does this moment
+                time.sleep(_LOOK_AGAIN_S)
+                continue
+            try:
+                if os.fstat(fd).st_nlink and self._marks.facts_of_fd(fd).state is State.HOT:
+                    os.link(f"/proc/self/fd/{fd}", path, dst_dir_fd=root, follow_symlinks=True)
+                    return
+            finally:
+                os.close(fd)
+        raise self._restless(source)
+
+    def _restless(self, path: str) -> BusyError:
+        return BusyError(
+            "file is replaced again and again",
+            where=self._store.shown_path(path),
+            do="see what else works in this directory",
+        )
+
+    def _follow(self, handle: _Handle, path: str, *, certain: int | None = None) -> None:
+        """Turn a handle for reading to what replaced its file, if that is the same file.
+
+        certain: what replaced it has this number on the disk, whatever it shows
+        """
         try:
             # Looked at first: a FIFO or a device that has the name by now is not to be opened.
-            if not certain and self.shown_inode(path) != handle.inode:
+            if certain is None and self.shown_inode(path) != handle.inode:
                 return
             successor = self._open_handle(path, os.O_RDONLY)
         except (OSError, LmfsError):
             return  # removed, not replaced: its bytes remain readable
         with handle.lock:
+            is_same = successor.inode == handle.inode or os.fstat(successor.fd).st_ino == certain
             # A closed one's number may be another's by now.
-            if not handle.closed and (certain or successor.inode == handle.inode):
+            if not handle.closed and is_same:
                 # The descriptor's number stays; who reads meanwhile begins anew (`_steadily`).
                 handle.turns += 1
                 try:
-                    os.dup2(successor.fd, handle.fd, inheritable=False)
-                    with self._lock:
+                    with self._lock:  # `keep_open` takes both or none
+                        os.dup2(successor.fd, handle.fd, inheritable=False)
                         old, handle.frozen = handle.frozen, successor.frozen
                 finally:
                     handle.turns += 1
@@ -664,14 +766,6 @@ def _touch(handle: _Handle) -> None:
         os.utime(handle.fd)
     except OSError as error:
         _log.warning("a file was written to, but has its old time: %s", error)
-
-
-def _is_nameless(fd: int) -> bool:
-    """True if a descriptor's file has lost its name, or the descriptor is closed by now."""
-    try:
-        return not os.fstat(fd).st_nlink
-    except OSError:
-        return True
 
 
 def _must_wrap(fd: int) -> bool:

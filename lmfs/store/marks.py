@@ -44,6 +44,7 @@ from .inodes import KEPT_MARK, KeptInodes
 from .overlays import Overlays, data_start, identity
 from .parities import Parities
 from .store import Store
+from .system import clock_tick_ns
 
 FROZEN_MARK = "user.lmfs.frozen"
 PLAIN_MARK = "user.lmfs.plain"
@@ -53,7 +54,6 @@ PREFIX = "user.lmfs."
 _VALUE = struct.Struct("<8sQ")
 _LOOKS = 5  # at a file that is being replaced
 _CACHED_FILES = 1 << 16
-_CLOCK_TICK_NS = 20_000_000
 _NO_XATTR = (errno.ENODATA, errno.ENOTSUP, errno.EPERM, errno.EACCES)
 
 
@@ -116,7 +116,7 @@ class Marks:
             if facts.state is not State.DAMAGED:
                 break
             now = os.stat(path, dir_fd=self.store.root_fd, follow_symlinks=False)
-            if now.st_ino == status.st_ino:
+            if (now.st_ino, now.st_ctime_ns) == (status.st_ino, status.st_ctime_ns):
                 break
         return status, facts
 
@@ -127,16 +127,27 @@ class Marks:
             return known
         fd = os.open(path, os.O_PATH | os.O_NOFOLLOW, dir_fd=self.store.root_fd)
         try:
+            now = os.fstat(fd)
+            if not stat.S_ISREG(now.st_mode):  # that moment: a FIFO would be waited for
+                return Facts(State.HOT, now.st_size, now.st_ino)
             return self.facts_to_show(fd)
         finally:
             os.close(fd)
 
     def facts_to_show(self, fd: int) -> Facts:
-        """The facts of an open regular file; one whose marks we may not read is shown as hot."""
+        """The facts of an open regular file; one whose marks we may not read is shown as hot.
+
+        Where only its mode has changed since they could be read, as it was then.
+        """
         try:
             return self.facts_of_fd(fd)
         except PermissionError:
             status = os.fstat(fd)
+            *before, _ = key = _key(status)
+            with self._lock:
+                known, facts = self._facts.get(key[:2], (None, None))
+            if known is not None and facts is not None and list(known[:-1]) == before:
+                return self._with_overlay(facts)
             return Facts(State.HOT, status.st_size, status.st_ino)
 
     def facts_of_fd(self, fd: int) -> Facts:
@@ -152,9 +163,11 @@ class Marks:
             facts = self._read(readable, status)
         # A file written to while it was read, or within one tick of its filesystem's clock after,
         # would be remembered wrongly.
-        settled = time.time_ns() - status.st_ctime_ns > _CLOCK_TICK_NS
         key = _key(status)
-        if settled and _key(os.fstat(fd)) == key:
+        if (
+            time.time_ns() - status.st_ctime_ns > clock_tick_ns(status.st_ctime_ns)
+            and _key(os.fstat(fd)) == key
+        ):
             with self._lock:
                 self._facts[key[:2]] = key, facts
                 if len(self._facts) > _CACHED_FILES:
@@ -305,6 +318,11 @@ def read_ends(fd: int, size: int) -> tuple[bool, Trailer | None]:
     except DamagedError:
         return magic, None
     return magic, trailer if trailer.member_bytes == size else None
+
+
+def is_marked(fd: int) -> bool:
+    """True if an open file has FROZEN_MARK. raises: OSError"""
+    return _get_xattr(fd, FROZEN_MARK) is not None
 
 
 def gives_magic(data: bytes, offset: int) -> bool:

@@ -426,7 +426,8 @@ class Overlay:
             parts.append(self._data(start, stop) if is_own else self._base(start, stop))
         if end > max(offset, limit):
             parts.append(self._data(max(offset, limit), end))
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        return data[: max(0, self.size - offset)]  # cut while it was read
 
     def own_pieces(self) -> Iterator[tuple[int, bytes]]:
         """All that comes from the overlay: offsets and bytes."""
@@ -452,8 +453,9 @@ class Overlay:
         """For each block of these bytes, which must be before the limit: is it the overlay's?"""
         states = self._map(offset, end)
         written = _WRITTEN in states and has_writers(self._frozen)
-        if _WRITTEN in states and not written:
-            # Whoever wrote them may have ended this moment, and has called them synced before.
+        if _WRITTEN in states:
+            # Whoever wrote them may have ended this moment, and has called them synced before; or
+            # been killed, and whoever began to write this moment has undone them before.
             states = self._map(offset, end)
         return [state == _SYNCED or (state == _WRITTEN and written) for state in states]
 
@@ -599,6 +601,7 @@ class Overlay:
     def forget_unsynced(self) -> None:
         """Give up what a process that was killed had written; only while there are no writers."""
         with self._writing():
+            self._unsynced.clear()
             end = _blocks(self._base_size)
             for at in range(0, end, _SCAN_BYTES):
                 states = os.pread(self._fd, min(_SCAN_BYTES, end - at), _MAP_AT + at)

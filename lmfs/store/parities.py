@@ -40,7 +40,7 @@ from ..lmz.source import FileSource
 from .healed import HealedSource
 from .parity import MAX_FILE_BYTES, MOST_PERCENT, Ends, Parity, Pread, Shape, prove, write
 from .store import Store
-from .system import open_own, own_directory
+from .system import clock_tick_ns, open_own, own_directory
 
 PARITY_KEY = "parity"
 
@@ -51,7 +51,6 @@ _NO_DIRECTORY = (FileNotFoundError, NotADirectoryError)
 _LEAST_LIKENESS = 0.5
 _IN_MEMORY_BYTES = 1 << 24
 _DISK_BLOCK = 4096
-_CLOCK_TICK_NS = 20_000_000
 
 
 def reached(step: str) -> None:
@@ -144,7 +143,7 @@ class Parities:
                 return self._looked_up[1]
             known = Known(filter(self.is_name, os.listdir(fd)))
             # What came in the same tick of its filesystem's clock would not be seen later.
-            if time.time_ns() - status.st_mtime_ns > _CLOCK_TICK_NS:
+            if time.time_ns() - status.st_mtime_ns > clock_tick_ns(status.st_mtime_ns):
                 self._looked_up = stamp, known
             return known
         return Known(())

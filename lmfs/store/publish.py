@@ -163,7 +163,8 @@ class Replacement:
             raise self._changed() from None
         if displaced:
             old = os.stat(self._temporary, dir_fd=self._directory, follow_symlinks=False)
-            if old.st_ino != source.status.st_ino or (lease is not None and lease.wanted):
+            same = (old.st_ino, old.st_nlink) == (source.status.st_ino, source.status.st_nlink)
+            if not same or (lease is not None and lease.wanted):
                 exchange_or_rename(self._temporary, self._name, dir_fd=self._directory)
                 raise self._changed()
         self.published = True
@@ -175,7 +176,7 @@ class Replacement:
         if displaced:
             with contextlib.suppress(OSError):  # then the next sweep does it
                 os.unlink(self._temporary, dir_fd=self._directory)
-        if overlay is not None:
+        if overlay is not None and not os.fstat(source.fd).st_nlink:
             # Last: who finds no overlay any more sees that the file has no name any more.
             with contextlib.suppress(OSError):
                 self._marks.overlays.drop(overlay, source.status.st_ino)

@@ -1,4 +1,5 @@
-"""What the store needs of the C library and Python does not wrap: renameat2, leases, malloc_trim.
+"""What the store needs of the C library and Python does not wrap: renameat2,
+utimensat, leases, malloc_trim.
 
 Owns: the ctypes binding and the meaning of its flags, and how a store's own files are opened.
 Imports nothing of lmfs. Any thread may call it. Everything raises OSError.
@@ -19,6 +20,9 @@ from collections.abc import Iterator
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 
+_AT_FDCWD = -100
+_AT_SYMLINK_NOFOLLOW = 0x100
+_UTIME_OMIT = (1 << 30) - 2
 _F_SETSIG = 10
 _LOCK = struct.Struct("hhqqi4x")  # struct flock where off_t has 64 bits
 _UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
@@ -30,6 +34,39 @@ def return_memory() -> None:
     """Give the system what glibc keeps of freed memory; takes some 20 ms."""
     if hasattr(_libc, "malloc_trim"):
         _libc.malloc_trim(0)
+
+
+def clock_tick_ns(time_ns: int) -> int:
+    """So long after this time of a file another change may give it the same time.
+
+    Some filesystems count seconds; the others take the kernel's clock, which ticks 100 times in
+    a second or more.
+    """
+    return 2_000_000_000 if time_ns % 1_000_000_000 == 0 else 20_000_000
+
+
+def set_times(
+    path: str | int, atime_ns: int | None, mtime_ns: int | None, dir_fd: int | None = None
+) -> None:
+    """utimensat(2) without following a symlink, or futimens(2); None leaves a time as it is."""
+    if atime_ns is not None and mtime_ns is not None:
+        if isinstance(path, int):
+            os.utime(path, ns=(atime_ns, mtime_ns))
+        else:
+            os.utime(path, ns=(atime_ns, mtime_ns), dir_fd=dir_fd, follow_symlinks=False)
+        return
+    times = (ctypes.c_long * 4)()  # two timespecs
+    for k, time_ns in enumerate((atime_ns, mtime_ns)):
+        seconds, nanoseconds = (0, _UTIME_OMIT) if time_ns is None else divmod(time_ns, 10**9)
+        times[2 * k], times[2 * k + 1] = seconds, nanoseconds
+    if isinstance(path, int):
+        failed = _libc.futimens(path, times)
+    else:
+        here = _AT_FDCWD if dir_fd is None else dir_fd
+        failed = _libc.utimensat(here, os.fsencode(path), times, _AT_SYMLINK_NOFOLLOW)
+    if failed:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
 
 
 def rename(
@@ -47,11 +84,10 @@ def rename(
     call = getattr(_libc, "renameat2", None)
     if call is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), source)
-    here = -100  # AT_FDCWD
     failed = call(
-        here if source_fd is None else source_fd,
+        _AT_FDCWD if source_fd is None else source_fd,
         os.fsencode(source),
-        here if target_fd is None else target_fd,
+        _AT_FDCWD if target_fd is None else target_fd,
         os.fsencode(target),
         ctypes.c_uint(flags),
     )

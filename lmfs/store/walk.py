@@ -17,8 +17,7 @@ from .marks import FROZEN_MARK, Marks, State, patched_by
 from .parities import Known, ends_of
 from .publish import open_quietly, sweep
 from .store import DIRECTORY, Store
-
-_CLOCK_TICK_NS = 20_000_000
+from .system import clock_tick_ns
 
 
 def directories(
@@ -194,7 +193,7 @@ def _directory_times(store: Store) -> dict[str, int] | None:
         except OSError:
             return None
     latest = max(times.values(), default=0)
-    return None if failed or abs(time.time_ns() - latest) < _CLOCK_TICK_NS else times
+    return None if failed or abs(time.time_ns() - latest) < clock_tick_ns(latest) else times
 
 
 def join(directory: str, name: str) -> str:
