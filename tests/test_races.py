@@ -389,10 +389,11 @@ class TestOverlay:
         assert vfs.attributes("f").size == size
         vfs.change_mode("f", 0)
 
-        def refused(fd):
+        def refused(*arguments):
             raise PermissionError(errno.EACCES, "no")
 
         monkeypatch.setattr(marks_module, "_readable", refused)
+        monkeypatch.setattr(marks_module, "_get_xattr", refused)
         assert vfs.read(reader, 3, 0, "f") == (b"NEW" if patched else DATA[:3])
         assert vfs.attributes("f", reader).size == size
         assert vfs.attributes("f").size == size

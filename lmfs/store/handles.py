@@ -406,6 +406,8 @@ class Handles:
                 return True
             if path is None or not was_replaced(handle.fd):
                 return False
+        except PermissionError:  # its mode is another one since it was opened
+            return False
         except OSError:
             return True
         try:
