@@ -7,12 +7,14 @@ import pathlib
 import random
 import subprocess
 import sys
+import threading
 
 from lmfs.codecs.choose import Chooser
 from lmfs.store.control import mounts
 from lmfs.store.freeze import Outcome, freeze
 from lmfs.store.marks import Facts, Marks
 from lmfs.store.store import Store
+from lmfs.store.walk import sweep_tree
 from lmfs.vfs import STATE_XATTR
 
 WORDS = [b"the", b"cold", b"text", b"lies", b"still", b"until", b"somebody", b"reads", b"it"]
@@ -100,3 +102,28 @@ def slurp(vfs, path):
         return vfs.read(handle, vfs.attributes(path).size + 10, 0, path)
     finally:
         vfs.release(handle, path)
+
+
+class SweepsBeside:
+    """Sweeps a store at every step of a protocol, in a thread, as another mount would: for some of
+    these steps it has to wait for the commit lock.
+    """
+
+    def __init__(self, marks: Marks) -> None:
+        self._marks = marks
+        self._threads: list[threading.Thread] = []
+        self.steps: list[str] = []
+        self.swept: list[str] = []
+
+    def __call__(self, step: str) -> None:
+        self.steps.append(step)
+        thread = threading.Thread(target=lambda: self.swept.extend(sweep_tree(self._marks)))
+        self._threads.append(thread)
+        thread.start()
+        thread.join(0.1)
+
+    def finish(self) -> list[str]:
+        """What was removed."""
+        for thread in self._threads:
+            thread.join()
+        return self.swept

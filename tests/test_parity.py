@@ -21,7 +21,7 @@ import tracemalloc
 
 import pytest
 import reedsolo
-from backing import CHUNK, Backing, mount, run_lmfs, slurp, text, unmount
+from backing import CHUNK, Backing, SweepsBeside, mount, run_lmfs, slurp, text, unmount
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_fsck import check, everything, kinds
@@ -658,17 +658,12 @@ class TestCrashes:
 class TestSweep:
     def test_what_is_being_made_stays(self, protected, monkeypatch):
         protected.write("f", DATA)
-        seen, swept = [], []
-
-        def reached(step):
-            seen.append(step)
-            swept.extend(sweep_tree(protected.marks))
-
+        sweeps = SweepsBeside(protected.marks)
         for module in (publish, parities, freeze_module):
-            monkeypatch.setattr(module, "reached", reached)
+            monkeypatch.setattr(module, "reached", sweeps)
         assert protected.freeze("f").reason is None
-        assert "proved" in seen
-        assert swept == []
+        assert "proved" in sweeps.steps
+        assert sweeps.finish() == []
         assert len(parity_names(protected)) == 1
 
     def test_a_file_that_was_removed_behind_our_back(self, protected):

@@ -16,7 +16,8 @@ from types import SimpleNamespace
 import pytest
 from backing import CHUNK, mount, slurp, state, text, unmount
 
-from lmfs.errors import BusyError
+from lmfs.errors import BusyError, DamagedError
+from lmfs.lmz import LmzReader
 from lmfs.store import freeze as freeze_module
 from lmfs.store import handles, overlays, publish
 from lmfs.store import marks as marks_module
@@ -135,6 +136,12 @@ class TestThaw:
 
 
 class TestFreeze:
+    def test_thawing_waits_for_no_clock(self, vfs, frozen, monkeypatch):
+        """What tells of a write to a file without an overlay is its overlay."""
+        monkeypatch.setattr(freeze_module, "clock_tick_ns", lambda time_ns: 10**18 * 9)
+        vfs.thaw("f")
+        assert state(vfs, "f") == b"hot"
+
     @pytest.mark.parametrize("tick_ns", [4_000_000, 1_000_000_000])
     def test_a_write_in_the_tick_in_which_it_was_read(self, backing, vfs, tick_ns, monkeypatch):
         """With times as coarse as those of a kernel before 6.13, or of an old filesystem."""
@@ -539,6 +546,45 @@ class TestTwoMounts:
         other.remove_file("f")
         assert vfs.read(reader, 100, 0, "f") == DATA[:100]
         vfs.release(reader)
+
+    @pytest.mark.parametrize("number", [errno.EACCES, errno.ENOTDIR, errno.EIO])
+    def test_a_name_that_cannot_be_looked_at(self, vfs, frozen, number, monkeypatch):
+        """A parent that may not be searched any more, say, in a mount that is not root's."""
+        handle = vfs.open("f", os.O_RDWR)
+
+        status_of = os.stat
+
+        def refused(path, **options):
+            if path == "f":
+                raise OSError(number, os.strerror(number))
+            return status_of(path, **options)
+
+        monkeypatch.setattr(os, "stat", refused)
+        assert vfs.read(handle, 9, 0, "f") == DATA[:9]
+        assert vfs.write(handle, b"x", 0, "f") == 1
+        assert vfs.attributes("f", handle).size == SIZE
+        monkeypatch.undo()
+        vfs.release(handle)
+
+    def test_damage_of_a_removed_file_is_met_once(self, backing, vfs, frozen, monkeypatch):
+        data = bytearray(frozen.read_bytes())
+        data[600] ^= 1
+        frozen.write_bytes(data)
+        reader = vfs.open("f", os.O_RDONLY)
+        assert vfs.hide("f", HIDDEN)
+        vfs._settle("f", wait=False)
+        decode, decoded = LmzReader._decode, []
+
+        def counting(self, indices):
+            decoded.append(indices)
+            return decode(self, indices)
+
+        monkeypatch.setattr(LmzReader, "_decode", counting)
+        with pytest.raises(DamagedError):
+            vfs.read(reader, SIZE, 0, HIDDEN)
+        assert 1 <= len(decoded) <= 2
+        vfs.release(reader)
+        vfs.remove_file(HIDDEN)
 
     @pytest.mark.parametrize("what", ["read", "write", "seek", "attributes"])
     def test_what_is_refused(self, backing, vfs, frozen, other, what):

@@ -11,7 +11,7 @@ import sys
 import threading
 
 import pytest
-from backing import CHUNK, Backing, text
+from backing import CHUNK, Backing, SweepsBeside, text
 
 from lmfs.codecs.choose import Chooser
 from lmfs.errors import BusyError, DamagedError, VerifyError
@@ -514,23 +514,11 @@ def test_killed_at(backing, direction, step):
 class TestSweep:
     def test_a_temporary_in_use_stays(self, backing, monkeypatch):
         backing.write("f", DATA)
-        swept, sweeping = [], []
-
-        def reached(step):
-            # From another mount: for some of these steps it has to wait for the commit lock.
-            sweeping.append(threading.Thread(target=sweep))
-            sweeping[-1].start()
-            sweeping[-1].join(0.1)
-
-        def sweep():
-            swept.extend(sweep_tree(backing.marks))
-
-        monkeypatch.setattr(publish, "reached", reached)
+        sweeps = SweepsBeside(backing.marks)
+        monkeypatch.setattr(publish, "reached", sweeps)
         assert backing.freeze("f").action is Action.FROZEN
-        for thread in sweeping:
-            thread.join()
-        assert len(sweeping) > 8
-        assert swept == []
+        assert sweeps.finish() == []
+        assert "swapped" in sweeps.steps
 
     def test_a_strangers_file_stays(self, backing):
         name = backing.store.new_temporary_name(12345)

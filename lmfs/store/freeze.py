@@ -234,6 +234,8 @@ def _facts_to_read(marks: Marks, source: Source) -> tuple[Facts, _Times | None]:
     deadline = time.monotonic() + _QUIET_S
     while True:
         facts = marks.facts_of_fd(source.fd)
+        if facts.state is State.FROZEN:
+            return facts, None  # an overlay will tell
         overlay_times = _overlay_times(marks, facts)
         latest = max(source.status.st_ctime_ns, overlay_times[-1] if overlay_times else 0)
         if abs(time.time_ns() - latest) >= clock_tick_ns(latest):

@@ -366,16 +366,18 @@ class Handles:
 
     def _currently(self, handle: _Handle, path: str | None, look: Callable[[], _T]) -> _T:
         """What is seen of a handle's file, or of what has replaced it."""
-        for tries in itertools.count(1):
+        while True:
             self._stay_current(handle, path)
+            turns = handle.turns
             try:
                 return _steadily(handle, look)
             except DamagedError:
                 # Replaced this moment, and its overlay went with its name?
-                replaced = path is not None and self._is_replaced(handle, path)
-                if handle.writable or not replaced or tries == _OPEN_TRIES:
+                if handle.writable or path is None or not self._is_replaced(handle, path):
                     raise
-        raise AssertionError
+                self._stay_current(handle, path)
+                if handle.turns == turns:
+                    raise
 
     def follow(self, number: int, path: str) -> None:
         """Turn a handle whose file was replaced to what replaced it, which is under `path`.
@@ -424,17 +426,18 @@ class Handles:
         on it by hand, does that to an open file; NFS refuses it likewise. raises: OSError (ESTALE)
         """
         handle = self._handle(number)
+        if not self._store.xattr_marks:
+            return  # frozen or thawed a file may show another number
         try:
             status = os.fstat(handle.fd)
             named = os.stat(path, dir_fd=self._store.root_fd, follow_symlinks=False)
             if (named.st_dev, named.st_ino) == (status.st_dev, status.st_ino):
                 return
-            is_file = stat.S_ISREG(named.st_mode)
-            # Frozen or thawed it shows the same number, if that could be written down.
-            if is_file and self._store.xattr_marks and self.shown_inode(path) != handle.inode:
-                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
-        except FileNotFoundError:
-            return
+            shown = self.shown_inode(path)
+        except OSError:
+            return  # not there, or not ours to look at
+        if shown is not None and shown != handle.inode:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
 
     def write(self, number: int, data: bytes, offset: int) -> int:
         handle = self._handle(number)
@@ -642,7 +645,10 @@ class Handles:
                 time.sleep(_LOOK_AGAIN_S)
                 continue
             try:
-                if os.fstat(fd).st_nlink and self._marks.facts_of_fd(fd).state is State.HOT:
+                status = os.fstat(fd)
+                if not stat.S_ISREG(status.st_mode):
+                    continue
+                if status.st_nlink and self._marks.facts_of_fd(fd).state is State.HOT:
                     os.link(f"/proc/self/fd/{fd}", path, dst_dir_fd=root, follow_symlinks=True)
                     return
             finally:

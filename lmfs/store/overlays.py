@@ -31,11 +31,11 @@ the overlay. Several mounts may write to one file at once: each sees at once wha
 Thawing and freezing again replace the frozen file only while nobody has that lock, and only if no
 overlay was made and nothing was written since they began to read (every write sets the frozen
 file's times); they fail with BusyError otherwise. The *commit lock*, a flock on `.lmfs`, is held
-for moments: to open for writing, to make an overlay and name it, to replace a frozen file, and to
-remove an overlay. Failure modes: where one of two mounts is killed, the other's kernel may go on
-to show from its cache what was undone; where the backing filesystem is shared by machines whose
-locks do not reach each other, two of them must not write to one file; and a program that changes
-backing files by hand is not seen by any lock.
+while a file is opened for writing, an overlay is made and named or removed, a file is replaced: for
+moments, and for two fsyncs in the last case. Failure modes: where one of two mounts is killed, the
+other's kernel may go on to show from its cache what was undone; where the backing filesystem is
+shared by machines whose locks do not reach each other, two of them must not write to one file; and
+a program that changes backing files by hand is not seen by any lock.
 
 The protocol of the first write, each step named as `reached` is told it:
 

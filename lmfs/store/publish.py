@@ -147,7 +147,8 @@ class Replacement:
 
         lease: taken on the source, if nobody else may have it open
         moved: tells whether the source is no longer what was read
-        overlay: the source's, to be removed with it; a frozen source needs the commit lock
+        overlay: the source's, to be removed with it
+        Needs the commit lock.
         raises: BusyError if the source moved or somebody wants it; OSError. Then nothing changed,
         unless it was the fsync of the directory that failed: then nobody knows.
         """
