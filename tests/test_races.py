@@ -295,6 +295,22 @@ class TestLink:
         assert state(vfs, "g") == b"patched"
         assert slurp(vfs, "g")[:3] == b"NEW"
 
+    def test_what_is_linked_is_linked(self, backing, vfs, monkeypatch):
+        """Though closing it fails afterwards."""
+        backing.write("f", DATA)
+        close, link, linked = os.close, os.link, []
+
+        def failing(fd):
+            close(fd)
+            if linked:
+                raise OSError(errno.EIO, "no")
+
+        monkeypatch.setattr(os, "close", failing)
+        monkeypatch.setattr(os, "link", lambda *a, **k: linked.append(link(*a, **k)))
+        vfs.link("f", "g")
+        monkeypatch.undo()
+        assert os.stat(backing.path / "g").st_nlink == 2
+
     @pytest.mark.parametrize("kind", ["fifo", "symlink"])
     def test_what_is_no_file(self, backing, vfs, kind):
         if kind == "fifo":

@@ -652,7 +652,8 @@ class Handles:
                     os.link(f"/proc/self/fd/{fd}", path, dst_dir_fd=root, follow_symlinks=True)
                     return
             finally:
-                os.close(fd)
+                with contextlib.suppress(OSError):  # what is linked is linked
+                    os.close(fd)
         raise self._restless(source)
 
     def _restless(self, path: str) -> BusyError:
