@@ -227,21 +227,22 @@ class _Filter:
         return content.digest()
 
     def _choose(self) -> Chooser:
-        if self._chooser is not None:
-            return self._chooser
+        if self._chooser is None:
+            self._chooser = self._new_chooser()
+        return self._chooser
+
+    def _new_chooser(self) -> Chooser:
         from lmfs.codecs.choose import DEFAULT_LEVEL, LEVELS, Chooser, default_chooser
 
-        level = self._options.level or DEFAULT_LEVEL
         if self._options.no_model:
-            self._chooser = Chooser()
-            return self._chooser
+            return Chooser()
+        level = self._options.level or DEFAULT_LEVEL
         if LEVELS[level].model:
             from lmfs.engines import make_ahead
             from lmfs.models import registry
 
             make_ahead(registry.shipped)  # beside all else that is to be loaded
-        self._chooser = default_chooser(level)
-        return self._chooser
+        return default_chooser(level)
 
     def _replace(self, path: Path) -> None:
         """A file by its compressed or decompressed self."""

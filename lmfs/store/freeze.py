@@ -187,13 +187,13 @@ def thaw(
                 os.utime(new.fd)  # cutting is writing
             new.sync()
             _verify_thawed(marks, path, new, digest)
-            after = os.fstat(new.fd).st_blocks * 512
+            written = os.fstat(new.fd)
             moved = functools.partial(_was_written_to, marks, source, facts, overlay_times)
             with marks.overlays.commit():
                 new.publish(None, moved, facts.overlay)
             marks.parities.drop(source.fd)
-            inodes = source.status.st_ino, os.fstat(new.fd).st_ino
-    return Outcome(path, Action.THAWED, size, on_disk, after, inodes=inodes)
+    inodes = source.status.st_ino, written.st_ino
+    return Outcome(path, Action.THAWED, size, on_disk, written.st_blocks * 512, inodes=inodes)
 
 
 def give_parity(marks: Marks, fd: int, percent: int) -> None:

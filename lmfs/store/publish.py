@@ -177,10 +177,11 @@ class Replacement:
         if displaced:
             with contextlib.suppress(OSError):  # then the next sweep does it
                 os.unlink(self._temporary, dir_fd=self._directory)
-        if overlay is not None and not os.fstat(source.fd).st_nlink:
+        if overlay is not None:
             # Last: who finds no overlay any more sees that the file has no name any more.
             with contextlib.suppress(OSError):
-                self._marks.overlays.drop(overlay, source.status.st_ino)
+                if not os.fstat(source.fd).st_nlink:
+                    self._marks.overlays.drop(overlay, source.status.st_ino)
         reached("removed")
 
     def _keep_number(self) -> None:

@@ -1,5 +1,6 @@
-"""What the store needs of the C library and Python does not wrap: renameat2,
-utimensat, leases, malloc_trim.
+"""What the store needs of the C library and Python does not wrap.
+
+renameat2, utimensat that leaves a time as it is, leases, malloc_trim.
 
 Owns: the ctypes binding and the meaning of its flags, and how a store's own files are opened.
 Imports nothing of lmfs. Any thread may call it. Everything raises OSError.
