@@ -501,8 +501,8 @@ class _Operations:
         self._writable.truncate(_inside_if_any(path) or "", size, handle)
 
     @_boundary
-    def fallocate(self, path: str, mode: int, offset: int, size: int, handle: int) -> None:
-        self._writable.allocate(handle, mode, offset, size)
+    def fallocate(self, path: str | None, mode: int, offset: int, size: int, handle: int) -> None:
+        self._writable.allocate(handle, mode, offset, size, _inside_if_any(path))
 
     @_boundary
     def lseek(self, path: str | None, offset: int, whence: int, handle: int) -> int:
@@ -550,11 +550,9 @@ class _Fuse(mfusepy.FUSE):  # type: ignore[misc]
         return 0
 
     def truncate_fuse_3(self, path: bytes | None, size: int, info: Any) -> int:
-        # The binding drops the handle; without a path it is all there is.
-        if path is None:
-            self.operations.truncate(None, size, info.contents.fh)
-        else:
-            self.operations.truncate(os.fsdecode(path), size)
+        # The binding drops the handle: by its path alone another file might be cut.
+        name = None if path is None else os.fsdecode(path)
+        self.operations.truncate(name, size, info.contents.fh if info else None)
         return 0
 
     def lseek(self, path: bytes | None, offset: int, whence: int, info: Any) -> int:

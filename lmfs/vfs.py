@@ -484,14 +484,20 @@ class Vfs:
     def truncate(self, path: str, size: int, handle: int | None = None) -> None:
         if handle is None:
             handle = self._hidden_handle(path, to_write=True)
+        elif path:
+            self._known_as(handle, path)
         if handle is None:
             self._refuse_private(path)
         self._files.truncate(path, size, handle)
 
-    def allocate(self, handle: int, mode: int, offset: int, size: int) -> None:
-        """fallocate(2) without flags; the others are refused."""
+    def allocate(
+        self, handle: int, mode: int, offset: int, size: int, path: str | None = None
+    ) -> None:
+        """fallocate(2) without flags; the others are refused. path: as for `read`"""
         if mode:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        if path is not None:
+            self._known_as(handle, path)
         self._files.allocate(handle, offset, size)
 
     def seek(self, handle: int, offset: int, whence: int, path: str | None = None) -> int:

@@ -546,7 +546,12 @@ class TestTwoMounts:
             time.sleep(1.2)  # what the kernel knows of attributes
             new = open_one(points[0])
             assert os.pread(new, 1, 0) == b"X"
-            for call in (lambda: os.pread(old, 1, 50 * BLOCK), lambda: os.pwrite(old, b"w", 1)):
+            for call in (
+                lambda: os.pread(old, 1, 50 * BLOCK),
+                lambda: os.pwrite(old, b"w", 1),
+                lambda: os.ftruncate(old, 1),
+                lambda: os.posix_fallocate(old, 0, 65 * BLOCK),
+            ):
                 with pytest.raises(OSError, match="Stale file handle"):
                     call()
             assert os.pread(new, 1, 50 * BLOCK) == b"X"
@@ -602,7 +607,9 @@ class TestTwoMounts:
         vfs.release(reader)
         vfs.remove_file(HIDDEN)
 
-    @pytest.mark.parametrize("what", ["read", "write", "seek", "attributes"])
+    @pytest.mark.parametrize(
+        "what", ["read", "write", "seek", "attributes", "truncate", "allocate"]
+    )
     def test_what_is_refused(self, backing, vfs, frozen, other, what):
         handle = vfs.open("f", os.O_RDWR)
         other.rename("f", "g")
@@ -612,6 +619,8 @@ class TestTwoMounts:
             "write": lambda: vfs.write(handle, b"x", 0, "f"),
             "seek": lambda: vfs.seek(handle, 0, os.SEEK_HOLE, "f"),
             "attributes": lambda: vfs.attributes("f", handle),
+            "truncate": lambda: vfs.truncate("f", 1, handle),
+            "allocate": lambda: vfs.allocate(handle, 0, 0, SIZE + 1, "f"),
         }
         with pytest.raises(OSError, match="Stale file handle"):
             do[what]()
