@@ -174,6 +174,18 @@ def test_dead_units_begin_anew_and_the_model_stays_what_it_was():
     assert train.revive(model, tokens) == [0] * SHAPE.layers
 
 
+def test_more_rows_for_pairs_of_tokens_change_nothing_at_first():
+    model = em.ExactModel(SHAPE)
+    tokens = torch.randint(0, SHAPE.vocab, (3, 200))
+    before, _ = model(tokens, model.initial_state(3), True)
+    train.widen(model, 4 * SHAPE.hash_rows)
+    assert model.embed_pair.shape[0] == model.shape.hash_rows == 4 * SHAPE.hash_rows
+    after, _ = model(tokens, model.initial_state(3), True)
+    assert torch.equal(before, after)
+    train.widen(model, 4 * SHAPE.hash_rows + 1)  # no multiple: left as it is
+    assert model.shape.hash_rows == 4 * SHAPE.hash_rows
+
+
 @pytest.fixture
 def work(tmp_path, data):
     """A prepared folder: one source, tokenized, and a dev sample."""

@@ -19,9 +19,9 @@ from lmfs.native import Vocabulary
 from lmfs.tokenizer import Tokenizer
 
 WEIGHTS = {
-    "wiki.txt": 0.38,
-    "books.txt": 0.32,
-    "code.py.txt": 0.17,
+    "wiki.txt": 0.36,
+    "books.txt": 0.38,
+    "code.py.txt": 0.13,
     "logs.txt": 0.02,
     "json.txt": 0.02,
     "man.txt": 0.04,

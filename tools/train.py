@@ -24,7 +24,7 @@ import time
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lmfs.models.package import ModelPackage
 
@@ -105,25 +105,35 @@ class Settings:
     lr_embed: float = 0.02
     lr_head: float = 0.006
     lr_vector: float = 0.01
+    mlp_share: float = 0.3  # of these rates, for the MLPs: with noisy steps they fall silent
     seed: int = 1
 
 
 def optimizers(model: ExactModel, s: Settings) -> list[torch.optim.Optimizer]:
-    layers = list(model.layers.parameters())
-    matrices = [p for p in layers if p.ndim == 2]
-    vectors = [p for p in layers if p.ndim == 1] + [model.head.bias]
+    mlp = [
+        p for layer in model.layers for part in (layer.up, layer.down) for p in part.parameters()
+    ]
+    mixing = [p for p in model.layers.parameters() if all(p is not other for other in mlp)]
+    matrices, mlp_matrices = ([p for p in these if p.ndim == 2] for these in (mixing, mlp))
+    vectors, mlp_vectors = ([p for p in these if p.ndim == 1] for these in (mixing, mlp))
+    vectors.append(model.head.bias)
     adam = torch.optim.AdamW(
         [
             {"params": [model.embed, model.embed_pair], "lr": s.lr_embed},
             {"params": [model.head.weight], "lr": s.lr_head},
             {"params": vectors, "lr": s.lr_vector},
+            {"params": mlp_vectors, "lr": s.lr_vector * s.mlp_share},
         ],
         betas=(0.9, 0.95),
         eps=1e-10,
         weight_decay=0.0,
         fused=True,
     )
-    both = [Muon(matrices, s.lr_matrix, weight_decay=0.01), adam]
+    groups = [
+        {"params": matrices, "lr": s.lr_matrix},
+        {"params": mlp_matrices, "lr": s.lr_matrix * s.mlp_share},
+    ]
+    both = [Muon(groups, s.lr_matrix, weight_decay=0.01), adam]
     for optimizer in both:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
@@ -137,18 +147,20 @@ def rate(seen: float, step: int, s: Settings) -> float:
 
 
 @torch.no_grad()
-def revive(model: ExactModel, tokens: Tensor, least: float = 1e-3) -> list[int]:
+def revive(model: ExactModel, tokens: Tensor, least: float = 1e-2) -> list[int]:
     """Have hidden units that fire at fewer than `least` of these tokens begin anew; counts.
 
-    A unit below zero everywhere gets no gradient, for good. Its new weights are random ones, and
-    nothing follows from it at first, so that the model computes what it did.
+    A unit below zero everywhere gets no gradient, for good, and the square of one that is always
+    close to it is rounded to nothing: firing is what it does in the quantised model. Its new
+    weights are random ones, and nothing follows from it at first, so that the model computes what
+    it did, almost.
     """
     fired: list[Tensor] = []
     hooks = [
         layer.down.register_forward_pre_hook(lambda _, x: fired.append((x[0] > 0).float()))
         for layer in model.layers
     ]
-    model(tokens, model.initial_state(len(tokens)))
+    model(tokens, model.initial_state(len(tokens)), True)
     for hook in hooks:
         hook.remove()
     counts = []
@@ -160,6 +172,15 @@ def revive(model: ExactModel, tokens: Tensor, least: float = 1e-3) -> list[int]:
         layer.up.bias[dead] = 0
         layer.down.weight[:, dead] = 0
     return counts
+
+
+@torch.no_grad()
+def widen(model: ExactModel, hash_rows: int) -> None:
+    """Give each pair of tokens one of more rows; what it had was that row, modulo the old count."""
+    times, rest = divmod(hash_rows, model.shape.hash_rows)
+    if times > 1 and rest == 0:
+        model.embed_pair = nn.Parameter(model.embed_pair.detach().repeat(times, 1))
+        model.shape = dataclasses.replace(model.shape, hash_rows=hash_rows)
 
 
 @torch.no_grad()
@@ -204,6 +225,7 @@ def main() -> None:
     torch.manual_seed(s.seed)
     if args.start_from:
         model = model_of(ModelPackage.load(args.start_from))
+        widen(model, shape.hash_rows)
         if model.shape != shape:
             raise SystemExit(f"train: {args.start_from}: expected {shape}, got {model.shape}")
     else:
