@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import random
+import zipfile
 
 import pytest
 from lmfs_tools.fuzz import mutate, parsers
@@ -32,6 +34,17 @@ def test_mutations(target, seed):
     counts = parsers.run(target, seed, 3600, most=40)
     assert counts.get("refused")
     assert counts.get("read") or counts.get("in part"), "checksums are not got past"
+
+
+def test_a_package_that_cannot_be_inflated_is_mutated(target):
+    """The fuzzer's own reader of zips met what it had made itself."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("card.json", bytes(range(256)) * 9)
+    data = bytearray(out.getvalue())
+    data[60:90] = bytes(30)
+    changed = [mutate.mutated_package(bytes(data), random.Random(seed)) for seed in range(20)]
+    assert all(changed)
 
 
 def test_what_breaks_is_kept(target, monkeypatch):

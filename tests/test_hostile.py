@@ -13,6 +13,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -394,6 +395,25 @@ class TestPackages:
         path = rezipped(tiny.path, tmp_path, with_part("graph/step-uint8.onnx", bomb))
         with pytest.raises(ModelError, match="too large a part"):
             ModelPackage.load(path).graph("step-uint8")
+
+    @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+    def test_a_part_that_is_longer_than_it_says(self, tmp_path, method):
+        """It is inflated as far as it says, and refused."""
+        path = tmp_path / "x.lmm"
+        with zipfile.ZipFile(path, "w", method) as archive:
+            archive.writestr("card.json", bytes(32 << 20))
+        size = (32 << 20).to_bytes(4, "little")
+        data = path.read_bytes().replace(size, (1000).to_bytes(4, "little"))
+        path.write_bytes(data)
+        with pytest.raises(ModelError, match="not a model package"):
+            ModelPackage.load(path)
+        archive = package_module._Zip(data)
+        tracemalloc.start()
+        with pytest.raises(zipfile.BadZipFile):
+            archive.part(archive.getinfo("card.json"))
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert most < 4 << 20
 
     def test_a_directory_of_very_many_parts(self, tiny, tmp_path):
         path = rezipped(tiny.path, tmp_path, lambda p: p + [(f"x{i}", b"") for i in range(2000)])

@@ -265,11 +265,31 @@ def base_of(card: Mapping[str, Any], path: pathlib.Path) -> bytes | None:
     return base_id
 
 
+class _Zip(zipfile.ZipFile):
+    """A zip in memory. A part is inflated at once: ZipFile.read takes half as long again."""
+
+    def __init__(self, stored: bytes) -> None:
+        super().__init__(io.BytesIO(stored))
+        self._stored = stored
+
+    def part(self, info: zipfile.ZipInfo) -> bytes:
+        """raises: zipfile.BadZipFile, zlib.error, RuntimeError and what else `open` does"""
+        self.open(info).close()  # it looks at what stands before the bytes
+        before = struct.unpack_from("<HH", self._stored, info.header_offset + 26)
+        at = info.header_offset + 30 + sum(before)
+        data: bytes | memoryview = memoryview(self._stored)[at : at + info.compress_size]
+        if info.compress_type == zipfile.ZIP_DEFLATED:
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, info.file_size + 1)
+        if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
+            raise zipfile.BadZipFile(f"another length or CRC-32 of {info.filename}")
+        return bytes(data)
+
+
 @contextlib.contextmanager
 def _reading(stored: bytes, path: pathlib.Path) -> Any:
     try:
         _check_directory(stored)
-        with zipfile.ZipFile(io.BytesIO(stored)) as archive:
+        with _Zip(stored) as archive:
             names = archive.namelist()
             if len(set(names)) != len(names):
                 raise zipfile.BadZipFile("two parts of one name")
@@ -289,7 +309,7 @@ def _check_directory(stored: bytes) -> None:
         raise zipfile.BadZipFile("too many parts")
 
 
-def _member(archive: zipfile.ZipFile, name: str, path: pathlib.Path) -> bytes:
+def _member(archive: _Zip, name: str, path: pathlib.Path) -> bytes:
     try:
         info = archive.getinfo(name)
     except KeyError:
@@ -307,17 +327,13 @@ def _member(archive: zipfile.ZipFile, name: str, path: pathlib.Path) -> bytes:
         raise ModelError(
             "damaged model package", where=f"{path}: {name}", expected="stored or deflated"
         )
-    return _inflate(archive, name, path)
-
-
-def _inflate(archive: zipfile.ZipFile, name: str, path: pathlib.Path) -> bytes:
     try:
-        return archive.read(name)
+        return archive.part(info)
     except (zlib.error, RuntimeError, UnicodeDecodeError) as error:
         raise ModelError("damaged model package", where=f"{path}: {name}", got=error) from error
 
 
-def _card(archive: zipfile.ZipFile, path: pathlib.Path) -> dict[str, Any]:
+def _card(archive: _Zip, path: pathlib.Path) -> dict[str, Any]:
     try:
         card = json.loads(_member(archive, CARD, path))
         architecture = card["architecture"]

@@ -97,6 +97,7 @@ private:
         // Columns are summed row by row, as they lie in memory; inputs x 64 x 127 fits 32 bits.
         std::vector<std::int32_t> lows(source.outputs), highs(source.outputs),
             reaches(source.outputs), sums(source.outputs);
+        std::vector<std::int8_t> least_w(source.outputs), most_w(source.outputs);
         for (std::size_t i = 0; i < source.inputs; ++i) {
             const std::int8_t* row = source.weight + i * source.outputs;
             const std::int32_t least = operand.low(i), most = operand.largest[i];
@@ -107,10 +108,13 @@ private:
                 reaches[o] += std::abs(w) * most;
                 sums[o] += w;
             }
+            for (std::size_t o = 0; o < source.outputs; ++o) {
+                least_w[o] = std::min(least_w[o], row[o]);
+                most_w[o] = std::max(most_w[o], row[o]);
+            }
         }
-        for (std::size_t k = 0; k < source.inputs * source.outputs; ++k)
-            if (source.weight[k] < -64 || source.weight[k] > 63)
-                fail(source, k % source.outputs, "a weight outside [-64, 63]");
+        for (std::size_t o = 0; o < source.outputs; ++o)
+            if (least_w[o] < -64 || most_w[o] > 63) fail(source, o, "a weight outside [-64, 63]");
         for (std::size_t o = 0; o < source.outputs; ++o) {
             const std::int64_t low = lows[o], high = highs[o], reach = reaches[o], sum = sums[o];
             int exponent = 0;
@@ -180,17 +184,21 @@ private:
             std::size_t to = block * inputs_ * kBlock;
             for (std::size_t quad : order) {
                 order_.push_back(static_cast<std::uint16_t>(quad * kQuad));
-                for (std::size_t i = 0; i < kQuad; ++i)
-                    for (std::size_t o = 0; o < kBlock; ++o) {
-                        const std::int8_t w = rows[(quad * kQuad + i) * kBlock + o];
-                        if (interleaved)
-                            weights_[to + o * kQuad + i] = w;
-                        else
-                            planes_[to + i * kBlock + o] = w;
-                    }
+                const std::int8_t* from = rows.data() + quad * kQuad * kBlock;
+                if (interleaved)
+                    interleave(from, weights_.data() + to);
+                else
+                    std::copy_n(from, kQuad * kBlock, planes_.data() + to);
                 to += kBlock * kQuad;
             }
         }
+    }
+
+    // Four rows to four bytes an output.
+    static void interleave(const std::int8_t* rows, std::int8_t* to) {
+        static_assert(kQuad == 4);
+        for (std::size_t o = 0; o < kBlock; ++o)
+            for (std::size_t i = 0; i < kQuad; ++i) to[o * kQuad + i] = rows[i * kBlock + o];
     }
 
     // raises: std::invalid_argument if the products of two quads, at the widest weights, do not fit
@@ -207,8 +215,11 @@ private:
     // Greedy: the one with the largest bound, then the next ones that still fit.
     std::vector<std::size_t> group(const std::vector<Bounds>& bounds, std::int32_t limit) {
         std::vector<std::int32_t> largest;
-        for (const Bounds& bound : bounds)
-            largest.push_back(*std::max_element(bound.begin(), bound.end()));
+        for (const Bounds& bound : bounds) {
+            std::int32_t most = 0;
+            for (std::size_t k = 0; k < kBounds; ++k) most = std::max(most, bound[k]);
+            largest.push_back(most);
+        }
         std::vector<std::size_t> left(bounds.size()), order, alone;
         for (std::size_t quad = 0; quad < left.size(); ++quad) left[quad] = quad;
         std::stable_sort(left.begin(), left.end(),

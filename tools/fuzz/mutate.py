@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
 import random
 import struct
 import zipfile
@@ -425,7 +426,7 @@ def mutated_package(data: bytes, rng: random.Random) -> bytes:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             parts = {info.filename: archive.read(info) for info in archive.infolist()}
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, ValueError,
-            RuntimeError, OSError, struct.error):  # fmt: skip
+            RuntimeError, OSError, struct.error, lzma.LZMAError):  # fmt: skip
         return flipped(rng, data)
     if not parts:
         return flipped(rng, data)
