@@ -324,7 +324,8 @@ class Vfs:
         False if it is not open; then nothing was done. Who calls does so before it removes the
         file as well as before it renames another one over it; which, only the next call tells. A
         name that is to be replaced must never be missing, neither for others nor after a crash:
-        so it goes when it is replaced, or before the next call that could see it, or soon.
+        so it goes when it is replaced, or before the next call that could see it, or soon. Until
+        then another mount of the store finds it; what is written to it there goes with it.
         """
         self._refuse_private(path)
         inode = self._files.shown_inode(path)
