@@ -41,7 +41,9 @@ _NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
 
 _R = TypeVar("_R")
 _DEFAULT_ACL = "system.posix_acl_default"
-_LEAVING_S = 0.25  # a name that is not replaced by then is removed
+# A name that is not replaced by then is removed: looked at so often, with pauses that are 0.25 s
+# together where the processor is not short, and longer where who would replace it waits as well.
+_LEAVING_LOOKS, _LEAVING_PAUSE_S = 100, 0.0025
 
 
 class Attributes(NamedTuple):
@@ -80,10 +82,9 @@ class _Hidden(NamedTuple):
 
 
 class _Leaving(NamedTuple):
-    """A name that is to go: the inode number it shows, since when, and which thread asked."""
+    """A name that is to go: the inode number it shows, and which thread asked."""
 
     inode: int
-    since: float
     thread: int
 
 
@@ -334,10 +335,8 @@ class Vfs:
             return False
         with self._leaving_lock:
             self._hidden[os.path.basename(name)] = _Hidden(inode, number, path)
-            self._leaving[path] = _Leaving(inode, time.monotonic(), threading.get_ident())
-        timer = threading.Timer(_LEAVING_S, self._settle, (path,))
-        timer.daemon = True
-        timer.start()
+            self._leaving[path] = _Leaving(inode, threading.get_ident())
+        threading.Thread(target=self._settle, args=(path,), daemon=True).start()
         return True
 
     def _settle(self, path: str, *, wait: bool = True) -> None:
@@ -346,15 +345,16 @@ class Vfs:
             return
         below = "" if path == "." else path + "/"
         for name in [n for n in self._leaving.copy() if n == path or n.startswith(below)]:
+            looks = 0
             while (entry := self._leaving.get(name)) is not None:
                 # What replaces it comes from the same thread. Who looks in another one in the very
                 # moment may not make a name vanish that is to be replaced.
-                young = time.monotonic() - entry.since < _LEAVING_S
-                if wait and young and entry.thread != threading.get_ident():
-                    time.sleep(_LEAVING_S / 100)
+                if wait and looks < _LEAVING_LOOKS and entry.thread != threading.get_ident():
+                    time.sleep(_LEAVING_PAUSE_S)
+                    looks += 1
                     continue
                 with self._leaving_lock:
-                    if self._leaving.get(name) != entry:
+                    if self._leaving.get(name) is not entry:
                         continue
                     with contextlib.suppress(OSError):
                         # Frozen or thawed meanwhile it is another inode, but shows the same.

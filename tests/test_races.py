@@ -518,6 +518,28 @@ class TestHandles:
         assert not looking.is_alive()
 
 
+class TestStarved:
+    """The processor is short, or the process stopped, between the two halves of a rename."""
+
+    def test_a_name_that_is_to_be_replaced_stays(self, backing, vfs, monkeypatch):
+        backing.write("f", b"old")
+        backing.write("g", b"new")
+        reader = vfs.open("f", os.O_RDONLY)
+        asleep = time.sleep
+        monkeypatch.setattr(time, "sleep", lambda s: asleep(s + 0.02))
+        assert vfs.hide("f", HIDDEN)
+        looker = threading.Thread(target=vfs.attributes, args=("f",))
+        looker.start()  # who looks waits, and does not take it away
+        asleep(0.8)
+        assert (backing.path / "f").read_bytes() == b"old"
+        vfs.rename("g", "f")
+        looker.join()
+        assert (backing.path / "f").read_bytes() == b"new"
+        assert vfs.read(reader, 9, 0, HIDDEN) == b"old"
+        vfs.release(reader)
+        vfs.remove_file(HIDDEN)
+
+
 class TestTwoMounts:
     """Renamed over by one mount, a file that is open in the other."""
 
