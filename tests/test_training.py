@@ -186,6 +186,24 @@ def test_more_rows_for_pairs_of_tokens_change_nothing_at_first():
     assert model.shape.hash_rows == 4 * SHAPE.hash_rows
 
 
+def test_token_shifts_are_brought_back_to_one():
+    model = em.ExactModel(SHAPE)
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.shift_time.now.mul_(0.05), layer.shift_time.past.mul_(0.05)
+            layer.shift_channel.now.mul_(1.95)
+    tokens = torch.randint(0, SHAPE.vocab, (3, 200))
+    before, _ = model(tokens, model.initial_state(3))
+    assert train.balance(model) == 2 * SHAPE.layers
+    for layer in model.layers:
+        for shift in (layer.shift_time, layer.shift_channel):
+            largest = torch.cat([shift.now, shift.past]).abs().max().item()
+            assert largest == pytest.approx(1.0)
+    after, _ = model(tokens, model.initial_state(3))
+    assert torch.allclose(before, after, atol=1e-4)
+    assert train.balance(model) == 0
+
+
 @pytest.fixture
 def work(tmp_path, data):
     """A prepared folder: one source, tokenized, and a dev sample."""

@@ -175,6 +175,30 @@ def revive(model: ExactModel, tokens: Tensor, least: float = 1e-2) -> list[int]:
 
 
 @torch.no_grad()
+def balance(model: ExactModel) -> int:
+    """Bring token shifts back to about one, and the matrices behind them to as much less; counts.
+
+    The same function, but for the quantisers: coefficients are multiples of 1/64, and what they
+    give of 1/16. Muon's steps make matrices grow, and the shifts before them give way.
+    """
+    count = 0
+    for layer in model.layers:
+        for shift, matrices in (
+            (layer.shift_time, (layer.gate, layer.candidate, layer.out_gate)),
+            (layer.shift_channel, (layer.up,)),
+        ):
+            largest = max(float(shift.now.abs().max()), float(shift.past.abs().max()))
+            if largest == 0 or 0.5 < largest < 1.9:
+                continue
+            for coefficients in (shift.now, shift.past):
+                coefficients.div_(largest)
+            for matrix in matrices:
+                matrix.weight.mul_(largest)
+            count += 1
+    return count
+
+
+@torch.no_grad()
 def widen(model: ExactModel, hash_rows: int) -> None:
     """Give each pair of tokens one of more rows; what it had was that row, modulo the old count."""
     times, rest = divmod(hash_rows, model.shape.hash_rows)
@@ -242,6 +266,7 @@ def main() -> None:
         print(f"resumed at step {step}, {seen / 1e6:.1f} M tokens", flush=True)
     streams = Streams(args.work / "tokens", s.rows, s.seed + step)
     if args.start_from and not saved.exists():
+        print(f"token shifts brought back to one: {balance(model)}", flush=True)
         print(f"hidden units that never fired: {revive(model, streams.next()[0])}", flush=True)
     states: list = [model.initial_state(s.micro_rows) for _ in range(s.rows // s.micro_rows)]
 
@@ -284,6 +309,7 @@ def main() -> None:
                 group["lr"] = group["peak"] * factor
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        balance(model)
         losses.append(total)
         seen += tokens[:, 1:].numel()
         step += 1
