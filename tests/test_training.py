@@ -191,7 +191,7 @@ def test_token_shifts_are_brought_back_to_one():
     with torch.no_grad():
         for layer in model.layers:
             layer.shift_time.now.mul_(0.05), layer.shift_time.past.mul_(0.05)
-            layer.shift_channel.now.mul_(1.95)
+            layer.shift_channel.now.mul_(0.2), layer.shift_channel.past.mul_(0.2)
     tokens = torch.randint(0, SHAPE.vocab, (3, 200))
     before, _ = model(tokens, model.initial_state(3))
     assert train.balance(model) == 2 * SHAPE.layers
