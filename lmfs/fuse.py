@@ -10,6 +10,7 @@ On a crash do not unmount for the user: an empty mountpoint looks to rsync like 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import functools
 import json
@@ -24,16 +25,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from .archive import Archive
 from .errors import DamagedError, LmfsError, MountError, UsageError
+from .pages import PageCache, Seen, Version
 from .store.control import ControlServer
 from .store.freezing import NO_WISHES, Wishes
 from .store.store import Store
 from .store.system import return_memory
 from .store.walk import sweep_tree
-from .vfs import DEFAULT_CACHE_BYTES, Maker, Vfs
+from .vfs import DEFAULT_CACHE_BYTES, Attributes, Maker, Vfs
 
 # The binding would load libfuse 2 where both are installed.
 os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")
@@ -51,9 +53,11 @@ MAX_REQUEST_BYTES = 1 << 20
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 _CAP_DONT_MASK = 1 << 6
+_CAP_AUTO_INVAL_DATA = 1 << 12
 _CAP_POSIX_ACL = 1 << 19
 _CAP_HANDLE_KILLPRIV = 1 << 20
-_RENAME_KNOWN = 0b11  # RENAME_NOREPLACE, RENAME_EXCHANGE
+_RENAME_EXCHANGE = 0b10
+_RENAME_KNOWN = 0b11  # and RENAME_NOREPLACE
 # How libfuse calls a file that is removed or replaced while it is open: the last 8 digits count.
 _HIDDEN = re.compile(r"\.fuse_hidden[0-9a-f]{8,16}([0-9a-f]{8})")
 _HIDE_TRIES = 10
@@ -104,8 +108,6 @@ def serve(
             subtype="lmfs",
             default_permissions=True,
             use_ino=True,
-            auto_cache=True,
-            ac_attr_timeout=0,  # look at every open whether the kernel's pages are old
             attr_timeout=_ATTRIBUTE_SECONDS,
             entry_timeout=_ATTRIBUTE_SECONDS,
             max_read=MAX_REQUEST_BYTES,
@@ -191,6 +193,14 @@ def _inside_if_any(path: str | None) -> str | None:
     return None if path is None else _inside(path)
 
 
+class _Opened(NamedTuple):
+    """An open file. past_pages: nothing of it is cached; keeps_pages: what is, is still true"""
+
+    handle: int
+    past_pages: bool
+    keeps_pages: bool
+
+
 class _Operations:
     """One method a FUSE call; paths arrive as "/a/b"."""
 
@@ -223,6 +233,8 @@ class _Operations:
         self._pause_lock = threading.Lock()
         self._ended = threading.Event()
         self._library_config: Any = None  # libfuse's own, read by it at every answer
+        self._library: int | None = None
+        self._pages = PageCache(self._seen, self._drop_pages)
         # Of calls; a count may miss one where two threads count at once.
         self.counts: dict[str, int] = {}
         self.refused = 0
@@ -230,6 +242,7 @@ class _Operations:
 
     def close(self) -> None:
         self._ended.set()
+        self._pages.close()
         if self._control is not None:
             self._control.close()
         if self._paused is not None:
@@ -252,7 +265,12 @@ class _Operations:
         connection.want |= connection.capable & (_CAP_POSIX_ACL | _CAP_DONT_MASK)
         # Else we would have to clear set-user-id at every write; the kernel does it well.
         connection.want &= ~_CAP_HANDLE_KILLPRIV
+        # It would drop pages for what was written through them: see pages.py.
+        connection.want &= ~_CAP_AUTO_INVAL_DATA
         self._library_config = config
+        self._library = mfusepy._libfuse.fuse_get_context().contents.fuse
+        if isinstance(self._vfs, Vfs):
+            self._pages.start()
         threading.Thread(target=self._announce, name="lmfs-ready", daemon=True).start()
         threading.Thread(target=self._return_memory, name="lmfs-memory", daemon=True).start()
 
@@ -345,8 +363,19 @@ class _Operations:
             return Maker(None, None, context.umask)
         return Maker(context.uid, context.gid, context.umask)
 
+    def _seen(self, path: str, handle: int | None) -> Seen:
+        """Which version of a file is there now. raises: OSError, LmfsError"""
+        return self._writable.version(_inside(path), handle)
+
+    def _drop_pages(self, path: str) -> None:
+        status = mfusepy._libfuse.fuse_invalidate_path(
+            ctypes.c_void_p(self._library), os.fsencode(path)
+        )
+        if status not in (0, -errno.ENOENT):  # which it has no pages of
+            _log.warning("the kernel may keep old pages of %r: status %d", path, status)
+
     def _stop_caching_attributes(self) -> bool:
-        """Let the kernel ask for attributes, and compare times, at every stat and read.
+        """Let the kernel ask for attributes at every stat.
 
         To libfuse and the kernel each name of a file is a file of its own, with attributes and
         pages of its own. So once a file with several names is seen, none is believed any longer:
@@ -362,7 +391,7 @@ class _Operations:
 
     @_boundary
     def getattr(self, path: str | None, handle: int | None = None) -> dict[str, int]:
-        found = self._vfs.attributes(_inside_if_any(path), handle)
+        found = self._look_at(path, handle)
         if found.links > 1 and not stat.S_ISDIR(found.mode):
             self._stop_caching_attributes()
         return {
@@ -379,6 +408,20 @@ class _Operations:
             "st_ctime": found.ctime_ns,
         }
 
+    def _look_at(self, path: str | None, handle: int | None) -> Attributes:
+        if path is None:
+            return self._vfs.attributes(None, handle)
+        found: Attributes | None = None
+
+        def look() -> Version:
+            nonlocal found
+            found = self._vfs.attributes(_inside(path), handle)
+            return Version(found.inode, found.mtime_ns, found.size)
+
+        self._pages.looked_at(path, look)
+        assert found is not None
+        return found
+
     @_boundary
     def chmod(self, path: str, mode: int) -> None:
         self._writable.change_mode(_inside(path), stat.S_IMODE(mode))
@@ -389,7 +432,8 @@ class _Operations:
 
     @_boundary
     def utimens(self, path: str, times: tuple[int | None, int | None]) -> None:
-        self._writable.change_times(_inside(path), *times)
+        with self._pages.changing(path):
+            self._writable.change_times(_inside(path), *times)
 
     @_boundary
     def statfs(self, path: str) -> dict[str, int]:
@@ -454,9 +498,10 @@ class _Operations:
     def rename(self, old: str, new: str, flags: int) -> None:
         if flags & ~_RENAME_KNOWN:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), old)
-        if not flags and self._hides(new) and self._writable.hide(_inside(old), _inside(new)):
-            return
-        self._writable.rename(_inside(old), _inside(new), flags)
+        hides = not flags and self._hides(new)
+        if not (hides and self._writable.hide(_inside(old), _inside(new))):
+            self._writable.rename(_inside(old), _inside(new), flags)
+        self._pages.renamed(old, new, exchanged=bool(flags & _RENAME_EXCHANGE))
 
     def _hides(self, path: str) -> bool:
         """Whether libfuse means to hide an open file; no user would give that name by accident."""
@@ -470,6 +515,7 @@ class _Operations:
     @_boundary
     def unlink(self, path: str) -> None:
         self._writable.remove_file(_inside(path))
+        self._pages.removed(path)
 
     @_boundary
     def rmdir(self, path: str) -> None:
@@ -478,15 +524,33 @@ class _Operations:
     # ------------------------------------------------------------------------------- open files
 
     @_boundary
-    def open(self, path: str, flags: int) -> int:
-        return self._vfs.open(_inside(path), flags)
-
-    def has_several_names(self, handle: int) -> bool:
-        return isinstance(self._vfs, Vfs) and self._vfs.has_several_names(handle)
+    def open(self, path: str, flags: int) -> _Opened:
+        if isinstance(self._vfs, Archive):
+            return _Opened(self._vfs.open(_inside(path), flags), past_pages=False, keeps_pages=True)
+        if flags & os.O_TRUNC:
+            with self._pages.changing(path):
+                handle = self._vfs.open(_inside(path), flags)
+        else:
+            handle = self._vfs.open(_inside(path), flags)
+        return self._with_pages(path, handle)
 
     @_boundary
-    def create(self, path: str, mode: int, flags: int) -> int:
-        return self._writable.create(_inside(path), flags, mode, self._maker())
+    def create(self, path: str, mode: int, flags: int) -> _Opened:
+        return self._with_pages(
+            path, self._writable.create(_inside(path), flags, mode, self._maker())
+        )
+
+    def _with_pages(self, path: str, handle: int) -> _Opened:
+        """What the kernel may do with its pages of a file that was opened."""
+        try:
+            # It keeps those of each name for itself: with several it must keep none, or one name
+            # would show what the file was before a write through another.
+            if self._writable.has_several_names(handle):
+                return _Opened(handle, past_pages=True, keeps_pages=False)
+            return _Opened(handle, past_pages=False, keeps_pages=self._pages.opened(path, handle))
+        except BaseException:
+            self._vfs.release(handle)
+            raise
 
     @_boundary
     def read(self, path: str | None, size: int, offset: int, handle: int) -> bytes:
@@ -494,15 +558,18 @@ class _Operations:
 
     @_boundary
     def write(self, path: str | None, data: bytes, offset: int, handle: int) -> int:
-        return self._writable.write(handle, data, offset, _inside_if_any(path))
+        with self._pages.changing(path, handle):
+            return self._writable.write(handle, data, offset, _inside_if_any(path))
 
     @_boundary
     def truncate(self, path: str | None, size: int, handle: int | None = None) -> None:
-        self._writable.truncate(_inside_if_any(path) or "", size, handle)
+        with self._pages.changing(path, handle):
+            self._writable.truncate(_inside_if_any(path) or "", size, handle)
 
     @_boundary
     def fallocate(self, path: str | None, mode: int, offset: int, size: int, handle: int) -> None:
-        self._writable.allocate(handle, mode, offset, size, _inside_if_any(path))
+        with self._pages.changing(path, handle):
+            self._writable.allocate(handle, mode, offset, size, _inside_if_any(path))
 
     @_boundary
     def lseek(self, path: str | None, offset: int, whence: int, handle: int) -> int:
@@ -522,6 +589,7 @@ class _Operations:
 
     @_boundary
     def release(self, path: str | None, handle: int) -> None:
+        self._pages.released(handle)
         self._vfs.release(handle, _inside_if_any(path))
 
 
@@ -541,13 +609,7 @@ class _Fuse(mfusepy.FUSE):  # type: ignore[misc]
         return 0
 
     def open(self, path: bytes, info: Any) -> int:
-        # The kernel keeps the pages of each name of a file for itself: with several names it must
-        # keep none, or one name would show what the file was before a write through another; a
-        # file's times tell of that only if they differ. Shared mappings are refused then.
-        handle = self.operations.open(os.fsdecode(path), info.contents.flags)
-        info.contents.fh = handle
-        info.contents.direct_io = self.operations.has_several_names(handle)
-        return 0
+        return _answer_open(self.operations.open(os.fsdecode(path), info.contents.flags), info)
 
     def truncate_fuse_3(self, path: bytes | None, size: int, info: Any) -> int:
         # The binding drops the handle: by its path alone another file might be cut.
@@ -562,8 +624,15 @@ class _Fuse(mfusepy.FUSE):  # type: ignore[misc]
         return found
 
     def create(self, path: bytes, mode: int, info: Any) -> int:
-        info.contents.fh = self.operations.create(os.fsdecode(path), mode, info.contents.flags)
-        return 0
+        flags = info.contents.flags
+        return _answer_open(self.operations.create(os.fsdecode(path), mode, flags), info)
+
+
+def _answer_open(opened: _Opened, info: Any) -> int:
+    info.contents.fh = opened.handle
+    info.contents.direct_io = opened.past_pages  # it refuses shared mappings then
+    info.contents.keep_cache = opened.keeps_pages
+    return 0
 
 
 def _nanoseconds(when: Any, now: int) -> int | None:

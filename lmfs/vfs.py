@@ -26,6 +26,7 @@ from .errors import DamagedError
 from .lmz import ChunkCache
 from .lmz.shared import forget_states
 from .models import registry
+from .pages import Seen, Version
 from .store.handles import Handles
 from .store.marks import PREFIX, Facts, Marks, State
 from .store.publish import drop_overlay, sweep
@@ -175,6 +176,19 @@ class Vfs:
     def _describe_open(self, status: os.stat_result, handle: int) -> Attributes:
         is_file = stat.S_ISREG(status.st_mode)
         return _describe(status, self._files.facts(handle) if is_file else None)
+
+    def version(self, path: str, handle: int | None = None) -> Seen:
+        """Which version of a file this is, by its path or by a handle that has it open.
+
+        raises: OSError, LmfsError
+        """
+        if handle is not None:
+            status, size = self._files.status(handle)
+            if status.st_nlink:
+                version = Version(self._files.inode(handle), status.st_mtime_ns, size)
+                return Seen(version, status.st_nlink)
+        found = self.attributes(path, handle)
+        return Seen(Version(found.inode, found.mtime_ns, found.size), found.links)
 
     def list_directory(self, path: str) -> Iterator[Entry]:
         self._refuse_private(path)

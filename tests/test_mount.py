@@ -21,7 +21,9 @@ import time
 
 import pytest
 from backing import CHUNK, Backing, mount, run_lmfs, text, unmount
+from lmfs_tools.torture import tail
 
+from lmfs.store.control import Control, mount_of
 from lmfs.store.freeze import thaw
 from lmfs.store.marks import State
 
@@ -104,6 +106,118 @@ class TestLinks:
             file.write(b"b")
         (path / "b").unlink()
         assert (path / "a").read_bytes()[:2] == b"ba"
+
+    def test_who_had_it_open_before_it_had_another_name(self, place):
+        _, path, _ = place
+        (path / "a").write_bytes(b"a" * 9000)
+        with open(path / "a", "rb", buffering=0) as reader:
+            reader.read()
+            os.link(path / "a", path / "b")
+            for number in range(20):
+                with open(path / "b", "r+b", buffering=0) as file:
+                    file.write(b"%02d" % number)
+                    assert os.pread(reader.fileno(), 3, 0) == b"%02da" % number
+                    file.truncate(9000 - number)
+                    assert len(os.pread(reader.fileno(), 9999, 0)) == 9000 - number
+                with open(path / "b", "ab", buffering=0) as file:
+                    file.write(b"b" * (2 * number))
+                    expected = b"%02d" % number + b"a" * (8998 - number) + b"b" * (2 * number)
+                    seen = os.pread(reader.fileno(), 9999, 0)
+                    assert seen[: 9000 - number] == expected[: 9000 - number]
+                    assert seen == expected
+                    file.truncate(8000)
+                    file.write(b"a" * 1000)
+
+
+class TestPages:
+    """What the kernel keeps of a file, and for how long; lmfs.pages says why."""
+
+    @pytest.fixture
+    def reads(self, mounted):
+        """How often the mount was asked for bytes."""
+        found = mount_of(str(mounted[1]))
+
+        def ask():
+            with Control(found) as control:
+                return control.ask("stats")["calls"].get("read", 0)
+
+        return ask
+
+    @pytest.mark.parametrize("frozen", [False, True])
+    def test_what_is_written_here_costs_no_pages(self, place, reads, frozen):
+        backing, path, name = place
+        (backing.write_frozen if frozen else backing.write)(f"{name}/f", DATA)
+        assert (path / "f").read_bytes() == DATA
+        expected = bytearray(DATA)
+        before = reads()
+        for at in (0, 5000, len(DATA) - 3, len(DATA)):
+            with open(path / "f", "r+b", buffering=0) as file:
+                file.seek(at)
+                file.write(b"12345")
+            expected[at : at + 5] = b"12345"
+            os.utime(path / "f", ns=(at, at))
+            (path / "f").stat()
+            assert (path / "f").read_bytes() == bytes(expected)
+        with open(path / "f", "ab") as file:
+            file.write(b"end")
+        assert (path / "f").read_bytes() == bytes(expected) + b"end"
+        os.truncate(path / "f", 70000)
+        assert (path / "f").read_bytes() == bytes(expected)[:70000]
+        assert reads() - before <= 2, "a read at the end of the file asks where that is"
+
+    def test_freezing_costs_no_pages(self, place, reads):
+        backing, path, name = place
+        (path / "f").write_bytes(DATA)
+        assert (path / "f").read_bytes() == DATA
+        before = reads()
+        assert backing.freeze(f"{name}/f").reason is None
+        assert (path / "f").read_bytes() == DATA
+        assert reads() == before
+
+    def test_pages_go_with_their_names(self, place, reads):
+        _, path, _ = place
+        (path / "d").mkdir()
+        for name, data in (("d/f", DATA), ("g", DATA[::-1])):
+            (path / name).write_bytes(data)
+            assert (path / name).read_bytes() == data
+        before = reads()
+        os.rename(path / "d", path / "e")
+        assert (path / "e/f").read_bytes() == DATA
+        os.rename(path / "e/f", path / "g")
+        assert (path / "g").read_bytes() == DATA
+        assert reads() == before
+
+    def test_what_is_written_below_shows_to_who_has_it_open(self, place):
+        backing, path, name = place
+        below = backing.write(f"{name}/f", DATA)
+        with open(path / "f", "rb", buffering=0) as reader:
+            assert reader.read() == DATA
+            for number in range(3):
+                with open(below, "r+b") as file:
+                    file.write(b"%d below" % number)
+                deadline = time.monotonic() + 10
+                while os.pread(reader.fileno(), 7, 0) != b"%d below" % number:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.05)
+            with open(below, "ab") as file:
+                file.write(b"more")
+            while len(seen := os.pread(reader.fileno(), 99, len(DATA) - 5)) == 5:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert seen == DATA[-5:] + b"more"
+
+    def test_a_file_put_below_in_place_of_another_of_its_time_and_size(self, place):
+        backing, path, name = place
+        for number, data in enumerate((DATA, DATA[::-1])):
+            os.utime(backing.write(f"{name}/{number}", data), ns=(5, 5))
+        assert [(path / f).read_bytes() for f in "01"] == [DATA, DATA[::-1]]
+        os.rename(backing.path / name / "1", backing.path / name / "0")
+        assert (path / "0").read_bytes() == DATA[::-1]
+
+    def test_a_file_that_others_append_to_ends_where_its_bytes_do(self, place):
+        reads, wrong = tail.run(place[1] / "log", 4, readers=3, writers=4)
+        assert not wrong
+        assert reads > 100
 
 
 class TestReading:

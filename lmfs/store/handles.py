@@ -318,6 +318,24 @@ class Handles:
 
         return _steadily(handle, look)
 
+    def status(self, number: int) -> tuple[os.stat_result, int]:
+        """Of the backing file that is open, and the size that is shown."""
+        handle = self._handle(number)
+
+        def look() -> tuple[os.stat_result, int]:
+            with self._borrowed(handle) as frozen:
+                status = os.fstat(handle.fd)
+                if frozen is None:
+                    return status, status.st_size
+                overlay = self._overlay(frozen, handle.fd)
+                return status, frozen.reader.size if overlay is None else overlay.size
+
+        return _steadily(handle, look)
+
+    def inode(self, number: int) -> int:
+        """The number that an open file shows."""
+        return self._handle(number).inode
+
     def release(self, number: int, path: str | None = None) -> None:
         """Close a handle; `path` lets a user's file that looks frozen be wrapped."""
         with self._lock:
