@@ -61,6 +61,8 @@ _RENAME_KNOWN = 0b11  # and RENAME_NOREPLACE
 # How libfuse calls a file that is removed or replaced while it is open: the last 8 digits count.
 _HIDDEN = re.compile(r"\.fuse_hidden[0-9a-f]{8,16}([0-9a-f]{8})")
 _HIDE_TRIES = 10
+_GONE_NAMES = 1000
+_NOT_THERE = (errno.ENOENT, errno.EBADF)
 _UTIME_NOW = (1 << 30) - 1
 _UTIME_OMIT = (1 << 30) - 2
 _UNKNOWN_INODE = 0xFFFFFFFF
@@ -168,7 +170,9 @@ def _boundary(
         self.counts[name] = self.counts.get(name, 0) + 1
         try:
             return method(self, *args, **kwargs)
-        except OSError:
+        except OSError as error:
+            if error.errno in _NOT_THERE and args and self._is_gone(args[0]):
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), args[0]) from error
             raise
         except LmfsError as error:
             self.refused += 1
@@ -229,6 +233,7 @@ class _Operations:
         self.ready = False
         self._since = time.monotonic()
         self._hidden_count = 0
+        self._gone: dict[str, Attributes | None] = {}  # by the names that libfuse gave, by age
         self._paused: int | None = None
         self._pause_lock = threading.Lock()
         self._ended = threading.Event()
@@ -418,7 +423,12 @@ class _Operations:
             found = self._vfs.attributes(_inside(path), handle)
             return Version(found.inode, found.mtime_ns, found.size)
 
-        self._pages.looked_at(path, look)
+        try:
+            self._pages.looked_at(path, look)
+        except OSError:
+            found = self._gone.get(path)
+            if found is None:
+                raise
         assert found is not None
         return found
 
@@ -514,8 +524,23 @@ class _Operations:
 
     @_boundary
     def unlink(self, path: str) -> None:
+        if _HIDDEN.fullmatch(os.path.basename(path)):
+            self._gone[path] = None
+            with contextlib.suppress(OSError, LmfsError):
+                self._gone[path] = self._vfs.attributes(_inside(path))._replace(links=0)
+            for oldest in list(self._gone)[:-_GONE_NAMES]:
+                self._gone.pop(oldest, None)
         self._writable.remove_file(_inside(path))
         self._pages.removed(path)
+
+    def _is_gone(self, path: object) -> bool:
+        """Whether it stood for an open file that had lost its name, and is closed by now.
+
+        Who found that file by its name before, and asks after, is told what it was, or is to look
+        the name up again, where another file is now: for ESTALE the kernel does so once, ENOENT
+        would be the user's answer.
+        """
+        return path in self._gone
 
     @_boundary
     def rmdir(self, path: str) -> None:

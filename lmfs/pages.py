@@ -215,7 +215,8 @@ class PageCache:
         return self._changing[inode % _LOCKS]
 
     def _inode(self, name: str, handle: int | None) -> int:
-        pages = self._open.get(handle) if handle is not None else None
+        """By which to lock. A name's may be another file's by now; then nothing is kept of it."""
+        pages = self._names.get(name) if handle is None else self._open.get(handle)
         return self._look(name, handle).version.inode if pages is None else pages.seen.inode
 
     def _drop_soon(self, pages: _Pages) -> threading.Event:

@@ -160,18 +160,27 @@ class Vfs:
         else:
             handle = hidden
         if handle is not None:
-            self._files.follow(handle, self._known_as(handle, path))
-            fd = self._files.descriptor(handle)
-            status = os.fstat(fd)
-            # Without a name it was replaced or removed; then what the path says is newer.
-            if status.st_nlink or not self._exists(path):
-                try:
-                    return self._describe_open(status, handle)
-                except DamagedError:
-                    if os.fstat(fd).st_nlink:
-                        raise
-                    # Replaced this moment, and its overlay went with its name.
+            found = self._attributes_of(handle, path)
+            if hidden is not None:
+                self._files.descriptor(hidden)  # not closed meanwhile: so it was that file's
+            if found is not None:
+                return found
         return _describe(*self.marks.look(path))
+
+    def _attributes_of(self, handle: int, path: str) -> Attributes | None:
+        """Those of an open file; None if what its path says is newer."""
+        self._files.follow(handle, self._known_as(handle, path))
+        fd = self._files.descriptor(handle)
+        status = os.fstat(fd)
+        # Without a name it was replaced or removed.
+        if status.st_nlink or not self._exists(path):
+            try:
+                return self._describe_open(status, handle)
+            except DamagedError:
+                if os.fstat(fd).st_nlink:
+                    raise
+                # Replaced this moment, and its overlay went with its name.
+        return None
 
     def _describe_open(self, status: os.stat_result, handle: int) -> Attributes:
         is_file = stat.S_ISREG(status.st_mode)
@@ -207,7 +216,8 @@ class Vfs:
 
     def change_mode(self, path: str, mode: int) -> None:
         if (handle := self._hidden_handle(path)) is not None:
-            os.fchmod(self._files.descriptor(handle), mode)
+            with self._files.duplicate(handle) as hidden:
+                os.fchmod(hidden, mode)
             return
         self._refuse_private(path)
         # chmod(2) follows symlinks; the kernel sends none, and a race must not lead outside.
@@ -220,7 +230,8 @@ class Vfs:
     def change_owner(self, path: str, uid: int, gid: int) -> None:
         """-1 leaves the owner, or the group, as it is."""
         if (handle := self._hidden_handle(path)) is not None:
-            os.fchown(self._files.descriptor(handle), uid, gid)
+            with self._files.duplicate(handle) as hidden:
+                os.fchown(hidden, uid, gid)
             return
         self._refuse_private(path)
         os.chown(path, uid, gid, dir_fd=self.store.root_fd, follow_symlinks=False)
@@ -231,11 +242,12 @@ class Vfs:
 
     def change_times(self, path: str, atime_ns: int | None, mtime_ns: int | None) -> None:
         """None leaves a time as it is."""
-        handle = self._hidden_handle(path)
-        fd = None if handle is None else self._files.descriptor(handle)
-        if fd is None:
-            self._refuse_private(path)
-        set_times(path if fd is None else fd, atime_ns, mtime_ns, self.store.root_fd)
+        if (handle := self._hidden_handle(path)) is not None:
+            with self._files.duplicate(handle) as hidden:
+                set_times(hidden, atime_ns, mtime_ns, self.store.root_fd)
+            return
+        self._refuse_private(path)
+        set_times(path, atime_ns, mtime_ns, self.store.root_fd)
 
     def filesystem(self) -> os.statvfs_result:
         return os.fstatvfs(self.store.root_fd)
@@ -289,7 +301,8 @@ class Vfs:
 
     def _on_xattrs(self, call: Callable[..., _R], path: str, *arguments: object) -> _R:
         if (handle := self._hidden_handle(path)) is not None:
-            return call(self._files.descriptor(handle), *arguments)
+            with self._files.duplicate(handle) as hidden:
+                return call(hidden, *arguments)
         return call(self.store.real_path(path), *arguments, follow_symlinks=False)
 
     # ------------------------------------------------------------------------------------ names

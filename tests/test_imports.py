@@ -19,6 +19,7 @@ LAYERS = {
     "types": 0,
     "container": 1,
     "layout": 1,
+    "pages": 1,
     "native": 1,
     "profile": 1,
     "tokenizer": 1,

@@ -401,18 +401,25 @@ class TestWriting:
         """Neither for others nor in the store, where a crash would leave it missing."""
         backing, path, name = place
         (path / "f").write_bytes(b"0")
+        (path / "linked").touch()
+        os.link(path / "linked", path / "h")
+        (path / "h").stat()  # from now on the kernel asks at every stat
+        (path / "linked").unlink()
+        (path / "h").unlink()
         stop, missing = threading.Event(), []
 
         def look():
             while not stop.is_set():
-                if not (path / "f").exists():
-                    missing.append(path)
+                try:
+                    (path / "f").stat()
+                except OSError as error:
+                    missing.append(error)
 
         thread = threading.Thread(target=look)
         with watched(backing.path / name) as events:
             thread.start()
             try:
-                for i in range(30):
+                for i in range(100):
                     with open(path / "f", "rb", buffering=0) as reader:
                         (path / "g").write_bytes(b"%d" % (i + 1))
                         os.rename(path / "g", path / "f")
@@ -423,7 +430,7 @@ class TestWriting:
                 stop.set()
                 thread.join()
         assert missing == []
-        assert events == ["moved away g", "moved here f"] * 30
+        assert events == ["moved away g", "moved here f"] * 100
         assert os.listdir(backing.path / name) == ["f"]
 
     def test_names_that_libfuse_gives_are_a_users_as_well(self, place):

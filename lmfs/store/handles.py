@@ -263,6 +263,19 @@ class Handles:
         """The backing file's descriptor; the handle's, not the caller's to close."""
         return self._handle(number).fd
 
+    @contextlib.contextmanager
+    def duplicate(self, number: int) -> Iterator[int]:
+        """A descriptor of our own meanwhile, for handles that another thread may close."""
+        with self._lock:  # who is among the handles is not closed before we are done
+            handle = self._handles.get(number)
+            fd = None if handle is None else os.dup(handle.fd)
+        if fd is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
     def keep_open(self, inode: int) -> int | None:
         """One more handle, for reading, of a file that is open; None if none shows this number."""
         with self._lock:
