@@ -25,11 +25,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from .archive import Archive
 from .errors import DamagedError, LmfsError, MountError, UsageError
-from .pages import PageCache, Seen, Version
+from .pages import PageCache, Seen, Use, Version
 from .store.control import ControlServer
 from .store.freezing import NO_WISHES, Wishes
 from .store.store import Store
@@ -195,14 +195,6 @@ def _inside(path: str) -> str:
 def _inside_if_any(path: str | None) -> str | None:
     """Of an open file's path: None once neither it nor its directory has a name."""
     return None if path is None else _inside(path)
-
-
-class _Opened(NamedTuple):
-    """An open file. past_pages: nothing of it is cached; keeps_pages: what is, is still true"""
-
-    handle: int
-    past_pages: bool
-    keeps_pages: bool
 
 
 class _Operations:
@@ -549,9 +541,9 @@ class _Operations:
     # ------------------------------------------------------------------------------- open files
 
     @_boundary
-    def open(self, path: str, flags: int) -> _Opened:
+    def open(self, path: str, flags: int) -> tuple[int, Use]:
         if isinstance(self._vfs, Archive):
-            return _Opened(self._vfs.open(_inside(path), flags), past_pages=False, keeps_pages=True)
+            return self._vfs.open(_inside(path), flags), Use.KEEP
         if flags & os.O_TRUNC:
             with self._pages.changing(path):
                 handle = self._vfs.open(_inside(path), flags)
@@ -560,19 +552,13 @@ class _Operations:
         return self._with_pages(path, handle)
 
     @_boundary
-    def create(self, path: str, mode: int, flags: int) -> _Opened:
-        return self._with_pages(
-            path, self._writable.create(_inside(path), flags, mode, self._maker())
-        )
+    def create(self, path: str, mode: int, flags: int) -> tuple[int, Use]:
+        handle = self._writable.create(_inside(path), flags, mode, self._maker())
+        return self._with_pages(path, handle)
 
-    def _with_pages(self, path: str, handle: int) -> _Opened:
-        """What the kernel may do with its pages of a file that was opened."""
+    def _with_pages(self, path: str, handle: int) -> tuple[int, Use]:
         try:
-            # It keeps those of each name for itself: with several it must keep none, or one name
-            # would show what the file was before a write through another.
-            if self._writable.has_several_names(handle):
-                return _Opened(handle, past_pages=True, keeps_pages=False)
-            return _Opened(handle, past_pages=False, keeps_pages=self._pages.opened(path, handle))
+            return handle, self._pages.opened(path, handle)
         except BaseException:
             self._vfs.release(handle)
             raise
@@ -653,10 +639,10 @@ class _Fuse(mfusepy.FUSE):  # type: ignore[misc]
         return _answer_open(self.operations.create(os.fsdecode(path), mode, flags), info)
 
 
-def _answer_open(opened: _Opened, info: Any) -> int:
-    info.contents.fh = opened.handle
-    info.contents.direct_io = opened.past_pages  # it refuses shared mappings then
-    info.contents.keep_cache = opened.keeps_pages
+def _answer_open(opened: tuple[int, Use], info: Any) -> int:
+    info.contents.fh, use = opened
+    info.contents.direct_io = use is Use.PAST  # it refuses shared maps then
+    info.contents.keep_cache = use is not Use.DROP
     return 0
 
 

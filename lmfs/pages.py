@@ -13,6 +13,11 @@ through the mount, and any other that is seen was made by others, past the mount
 of the store. An open has the pages dropped then; a stat, or the look that is taken every second at
 what is open, has it done a moment later.
 
+Where a file grows past the mount the kernel itself lets it grow over the zeros of its last page,
+for a moment, before it drops that. So what others have changed a moment ago is opened past the
+pages: it costs time, and shared maps are refused. Who has it open from before uses them still: two
+such readers may see those zeros, and what one of them appends may be seen at the wrong place.
+
 The kernel keeps the pages of each name for itself. A file with several names is opened past them;
 what is written to it by one name is dropped from those of the others before the write is answered.
 """
@@ -20,15 +25,18 @@ what is written to it by one name is dropped from those of the others before the
 from __future__ import annotations
 
 import contextlib
+import enum
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from .errors import LmfsError
 
 MAX_NAMES = 1 << 14
+RESTLESS_SECONDS = 10.0  # so long is what others changed opened past the pages
 LOOK_SECONDS = 1.0
 _LOCKS = 1 << 10
 _DROP_SECONDS = 0.5  # a page that is being read or written is waited for; who waits may be needed
@@ -42,6 +50,14 @@ class Version(NamedTuple):
     inode: int
     mtime_ns: int
     size: int
+
+
+class Use(enum.Enum):
+    """What a handle does with the pages: reads them, has them dropped first, or passes them by."""
+
+    KEEP = enum.auto()
+    DROP = enum.auto()
+    PAST = enum.auto()
 
 
 class Seen(NamedTuple):
@@ -59,6 +75,7 @@ class _Pages:
         self.kept: Version | None = None
         self.seen = version
         self.handles = 0  # open ones that read and write through them
+        self.restless_until = 0.0  # by time.monotonic()
 
 
 class PageCache:
@@ -92,23 +109,29 @@ class PageCache:
 
     # -------------------------------------------------------------------------------- open files
 
-    def opened(self, name: str, handle: int) -> bool:
-        """A file is open by this name. Whether its pages are still what it holds.
+    def opened(self, name: str, handle: int) -> Use:
+        """A file is open by this name: what the handle may do with its pages.
 
         raises: OSError, LmfsError
         """
         inode = self._look(name, handle).version.inode
         with self._lock_of(inode):
-            version = self._look(name, handle).version
+            version, links = self._look(name, handle)
             with self._lock:
                 pages = self._names.pop(name, None) or _Pages(name, version)
                 self._names[name] = pages  # the newest comes last
+                self._forget_oldest()
+                if version != pages.seen:
+                    pages.restless_until = time.monotonic() + RESTLESS_SECONDS
+                past = links > 1 or time.monotonic() < pages.restless_until
+                keeps = pages.kept == version
+                pages.seen = version
+                pages.kept = None if past else version
+                if past:
+                    return Use.PAST
                 self._open[handle] = pages
                 pages.handles += 1
-                self._forget_oldest()
-            keep = pages.kept == version
-            pages.kept = pages.seen = version
-        return keep
+        return Use.KEEP if keeps else Use.DROP
 
     def released(self, handle: int) -> None:
         with self._lock:
@@ -178,6 +201,7 @@ class PageCache:
 
     def _changed_by_others(self, pages: _Pages, version: Version) -> None:
         pages.kept, pages.seen = None, version
+        pages.restless_until = time.monotonic() + RESTLESS_SECONDS
         if pages.handles:
             self._drop_soon(pages)
 

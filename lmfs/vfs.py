@@ -491,10 +491,6 @@ class Vfs:
             raise
         return handle
 
-    def has_several_names(self, handle: int) -> bool:
-        """True for an open file with more than one hard link."""
-        return os.fstat(self._files.descriptor(handle)).st_nlink > 1
-
     def read(self, handle: int, size: int, offset: int, path: str | None = None) -> bytes:
         """At most `size` bytes from `offset`; fewer only at the end of the file.
 

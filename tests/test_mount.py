@@ -214,8 +214,12 @@ class TestPages:
         os.rename(backing.path / name / "1", backing.path / name / "0")
         assert (path / "0").read_bytes() == DATA[::-1]
 
-    def test_a_file_that_others_append_to_ends_where_its_bytes_do(self, place):
-        reads, wrong = tail.run(place[1] / "log", 4, readers=3, writers=4)
+    @pytest.mark.parametrize("past", [0, 1, 4])
+    def test_a_file_that_others_append_to_ends_where_its_bytes_do(self, place, past):
+        """past: so many of them append to it in the backing directory"""
+        backing, path, name = place
+        below = backing.path / name / "log"
+        reads, wrong = tail.run(path / "log", 4, readers=3, writers=4, below=below, past=past)
         assert not wrong
         assert reads > 100
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from lmfs import pages as module
-from lmfs.pages import PageCache, Seen, Version
+from lmfs.pages import PageCache, Seen, Use, Version
 
 
 class Files:
@@ -60,7 +60,7 @@ def settle(pages):
 def open_file(files, pages):
     def opened(name, handle):
         files.handles[handle] = name
-        return pages.opened(name, handle)
+        return pages.opened(name, handle) is Use.KEEP
 
     return opened
 
@@ -71,11 +71,22 @@ class TestOpened:
         assert [open_file("/a", number) for number in range(3)] == [False, True, True]
 
     @pytest.mark.parametrize("version", [(1, 10, 101), (1, 11, 100), (2, 10, 100)])
-    def test_what_others_changed_is_not_kept(self, files, pages, open_file, version):
+    def test_what_others_changed_is_opened_past_the_pages(self, files, pages, monkeypatch, version):
+        monkeypatch.setattr(module, "RESTLESS_SECONDS", 0.2)
+        files.handles |= dict.fromkeys(range(6), "/a")
         files.put("/a", 1, 10, 100)
-        open_file("/a", 1)
+        assert pages.opened("/a", 1) is Use.DROP
         files.put("/a", *version)
-        assert [open_file("/a", 2), open_file("/a", 3)] == [False, True]
+        assert [pages.opened("/a", 2), pages.opened("/a", 3)] == [Use.PAST] * 2
+        time.sleep(0.2)
+        assert [pages.opened("/a", 4), pages.opened("/a", 5)] == [Use.DROP, Use.KEEP]
+
+    def test_so_is_what_has_several_names(self, files, pages):
+        files.handles |= dict.fromkeys(range(6), "/a")
+        files.put("/a", 1, 10, 100, links=2)
+        assert [pages.opened("/a", 1), pages.opened("/a", 2)] == [Use.PAST] * 2
+        files.put("/a", 1, 10, 100)
+        assert [pages.opened("/a", 3), pages.opened("/a", 4)] == [Use.DROP, Use.KEEP]
 
     def test_what_was_changed_through_the_mount_is_kept(self, files, pages, open_file):
         files.put("/a", 1, 10, 100)

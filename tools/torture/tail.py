@@ -1,6 +1,6 @@
 """A file that some processes append to, opening it each time, while others read it whole.
 
-    python -m lmfs_tools.torture.tail FOLDER [--seconds N] [--readers R] [--writers W] [--plain]
+    python -m lmfs_tools.torture.tail FOLDER [--seconds N] [--readers R] [--writers W] [--past P]
 
 Owns: the records, and what a reader may see of them: each writer's, whole, in order. With --plain
 in a directory without lmfs. Exit code 1 if a reader saw what nobody wrote.
@@ -51,11 +51,24 @@ def _look(path: pathlib.Path, seconds: float, found: multiprocessing.Queue[list[
     found.put([f"{reads} reads", *wrong])
 
 
-def run(path: pathlib.Path, seconds: float, readers: int, writers: int) -> tuple[int, list[str]]:
-    """How often it was read, and what was seen that nobody wrote."""
+def run(
+    path: pathlib.Path,
+    seconds: float,
+    *,
+    readers: int,
+    writers: int,
+    below: pathlib.Path | None = None,
+    past: int = 0,
+) -> tuple[int, list[str]]:
+    """How often it was read, and what was seen that nobody wrote.
+
+    below: the same file in the backing directory, which the last `past` writers append to
+    """
     path.write_bytes(b"")
     found: multiprocessing.Queue[list[str]] = multiprocessing.Queue()
-    work = [(_append, (path, k, seconds)) for k in range(writers)]
+    below = below or path
+    places = [path] * (writers - past) + [below] * past
+    work = [(_append, (place, k, seconds)) for k, place in enumerate(places)]
     looks = [(_look, (path, seconds, found))] * readers
     processes = [multiprocessing.Process(target=f, args=a) for f, a in (*work, *looks)]
     for process in processes:
@@ -74,16 +87,26 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--readers", type=int, default=2)
     parser.add_argument("--writers", type=int, default=2)
+    parser.add_argument("--past", type=int, default=0, help="writers in the backing directory")
     parser.add_argument("--plain", action="store_true", help="without lmfs")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.plain:
-        reads, wrong = run(args.folder / "log", args.seconds, args.readers, args.writers)
+        reads, wrong = run(
+            args.folder / "log", args.seconds, readers=args.readers, writers=args.writers
+        )
     else:
         mounted = Mounted(args.folder)
         mounted.mount()
         try:
-            reads, wrong = run(mounted.point / "log", args.seconds, args.readers, args.writers)
+            reads, wrong = run(
+                mounted.point / "log",
+                args.seconds,
+                readers=args.readers,
+                writers=args.writers,
+                below=mounted.backing / "log",
+                past=args.past,
+            )
         finally:
             mounted.unmount()
     for line in wrong:
