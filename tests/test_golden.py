@@ -34,4 +34,6 @@ def test_there_is_a_golden_file_for_every_kind():
         "1.0-base-1",
         "1.0-base-2",
         "1.0-base-2-level-9",
+        "1.0-base-3",
+        "1.0-base-3-level-9",
     }
