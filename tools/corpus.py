@@ -19,15 +19,15 @@ from lmfs.native import Vocabulary
 from lmfs.tokenizer import Tokenizer
 
 WEIGHTS = {
-    "wiki.txt": 0.36,
-    "books.txt": 0.38,
+    "wiki.txt": 0.32,
+    "books.txt": 0.41,
     "code.py.txt": 0.13,
     "logs.txt": 0.02,
     "json.txt": 0.02,
     "man.txt": 0.04,
     "pod.txt": 0.03,
     "debian-handbook.html": 0.01,
-    "foldoc.txt": 0.01,
+    "foldoc.txt": 0.02,
 }
 WATCHED = ("wiki.txt", "books.txt", "code.py.txt")
 WATCHED_BYTES = 256 << 10

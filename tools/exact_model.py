@@ -133,8 +133,37 @@ def straight_through(value: Tensor, quantised: Tensor) -> Tensor:
     return _StraightThrough.apply(value, quantised)
 
 
+class _Product(torch.autograd.Function):
+    """x W^T + b; in bfloat16 but for the sums, where processors multiply that much faster.
+
+    Going forward it is exact when quantised; gradients need not be.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, quantised: bool) -> Tensor:
+        rows = x.flatten(0, -2)
+        half_rows, half_weight = rows.bfloat16(), weight.bfloat16()
+        ctx.save_for_backward(half_rows, half_weight)
+        ctx.shape = x.shape
+        if quantised:
+            y = torch.addmm(bias, rows, weight.t())
+        else:
+            y = (half_rows @ half_weight.t()).float().add_(bias)
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor):
+        half_rows, half_weight = ctx.saved_tensors
+        dy = dy.flatten(0, -2)
+        half = dy.bfloat16()
+        dx = (half @ half_weight).float().view(ctx.shape)
+        return dx, (half.t() @ half_rows).float(), dy.sum(0), None
+
+
 class Linear(nn.Module):
     """A matrix product whose operands are integers of at most 8 bits when quantised."""
+
+    in_bfloat16 = False  # of all of them, while training
 
     def __init__(self, inputs: int, outputs: int, input_bits: int, std: float):
         super().__init__()
@@ -160,6 +189,8 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor, quantised: bool) -> Tensor:
         weight, bias = self.parameters_for(quantised)
+        if Linear.in_bfloat16 and torch.is_grad_enabled():
+            return _Product.apply(x, weight, bias, quantised)
         return F.linear(x, weight, bias)
 
 
@@ -342,9 +373,14 @@ class _HeadLoss(torch.autograd.Function):
             total -= logp.gather(1, wanted).double().sum()
             p = logp.exp_()
             p.scatter_add_(1, wanted, torch.full_like(p[:, :1], -1.0).expand(wanted.shape))
-            torch.mm(p, weight, out=dn[start : start + _HeadLoss.SLICE])
-            dw.addmm_(p.t(), piece)
             db += p.sum(0)
+            if Linear.in_bfloat16:
+                half = p.bfloat16()
+                dn[start : start + _HeadLoss.SLICE] = half @ weight.bfloat16()
+                dw += half.t() @ piece.bfloat16()
+            else:
+                torch.mm(p, weight, out=dn[start : start + _HeadLoss.SLICE])
+                dw.addmm_(p.t(), piece)
         ctx.save_for_backward(dn, dw, db)
         return total.float()
 

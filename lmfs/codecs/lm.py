@@ -20,7 +20,7 @@ from ..tokenizer import Tokenizer
 from .threads import Work, queue
 
 MAX_LANES = 64
-LANES = 16  # that a thread advances together: more are hardly quicker
+LANES = 8  # that a thread advances together: more are hardly quicker
 STATES_BYTES = 320 << 20  # that their mixers may take
 SLICE_TOKENS = 128  # of all lanes together, some 8 ms
 ENCODE_WINDOW = 128  # tokens, some 8 ms

@@ -106,7 +106,7 @@ const Isa& isa_of(std::string_view name) {
 Engine::Engine(const Sizes& sizes, const Tensors& tensors, std::string_view isa,
                std::size_t threads)
     : isa_(isa_of(isa)),
-      model_(sizes, tensors, isa_.interleaved),
+      model_(sizes, tensors, isa_.packing),
       view_(model_.view()),
       workers_(std::max<std::size_t>(threads, 1)) {}
 
@@ -210,7 +210,7 @@ public:
 
     // The logits of pieces of work of several shapes, one after the other.
     std::vector<std::int16_t> logits(const Isa& isa) const {
-        const PackedModel model(kSizes, tensors_, isa.interleaved);
+        const PackedModel model(kSizes, tensors_, isa.packing);
         const Model view = model.view();
         const std::size_t width = kSizes.width;
         std::vector<std::int16_t> result, x(kRows * width), gates(kRows * 3 * width),
@@ -290,15 +290,15 @@ bool has_avx512_vnni() {
 std::vector<Isa> find_usable() {
     std::vector<Isa> built;
 #if defined(LMFS_HAVE_AVX512_VNNI)
-    if (has_avx512_vnni()) built.push_back({"avx512vnni", run_avx512_vnni, true});
+    if (has_avx512_vnni()) built.push_back({"avx512vnni", run_avx512_vnni, Packing::plain});
 #endif
 #if defined(LMFS_HAVE_AVX_VNNI)
-    if (has_avx_vnni()) built.push_back({"avxvnni", run_avx_vnni, true});
+    if (has_avx_vnni()) built.push_back({"avxvnni", run_avx_vnni, Packing::plain});
 #endif
 #if defined(LMFS_HAVE_AVX2)
-    if (__builtin_cpu_supports("avx2")) built.push_back({"avx2", run_avx2, true});
+    if (__builtin_cpu_supports("avx2")) built.push_back({"avx2", run_avx2, Packing::grouped});
 #endif
-    const Isa portable{"portable", run_portable, false};
+    const Isa portable{"portable", run_portable, Packing::planes};
     if (!built.empty()) {
         const TrialModel trial;
         const std::vector<std::int16_t> wanted = trial.logits(portable);

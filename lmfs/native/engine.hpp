@@ -24,7 +24,7 @@ namespace lmfs::engine {
 struct Isa {
     const char* name;
     Kernel run;
-    bool interleaved;
+    Packing packing;
 };
 
 // Those that this processor has, the best first; "portable" is the last. Each but the last has

@@ -36,8 +36,12 @@ struct Avx2Dot : AvxRegisters {
     // Keeps the compiler from adding in another order, for which the registers do not suffice.
     static void keep_order(__m256i& sum) { asm("" : "+x"(sum)); }
 
+    static constexpr std::size_t kRowsTogether = 1;
+    static constexpr std::size_t kDenseFrom = kRows + 1;
+
+    template <std::size_t Rows>
     static void multiply(const Matrix& matrix, std::size_t block, const std::uint8_t* x,
-                         std::int32_t* values) {
+                         std::size_t, std::int32_t (*values)[kBlock]) {
         const std::size_t quads = matrix.inputs / kQuad;
         const std::size_t grouped = matrix.grouped[block];
         const std::uint16_t* order = matrix.order + block * quads;
@@ -49,7 +53,7 @@ struct Avx2Dot : AvxRegisters {
             add_quads<kGroup>(x, order + quad, weights, total);
         for (; quad < quads; ++quad, weights += kQuad * kBlock)
             add_quads<1>(x, order + quad, weights, total);
-        store(matrix, block, total, values);
+        store(matrix, block, total, *values);
     }
 
     static void multiply_fired(const Matrix& matrix, std::size_t block, const std::uint8_t* x,

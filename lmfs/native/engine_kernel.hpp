@@ -1,8 +1,8 @@
 // The model's arithmetic, for one instruction set: included by engine_*.cpp, one each.
 //
-// A file that includes this one defines a Dot, whose multiply() gives the results of one block of
-// outputs for a row, and multiply_fired() the same from those quads alone that are not all zeros;
-// all else here is written so that compilers vectorise it. Everything has internal linkage, so that no function built for
+// A file that includes this one defines a Dot, whose multiply<Rows>() gives the results of one block
+// of outputs for so many rows, at most kRowsTogether, and multiply_fired() those of one row from the
+// quads alone that are not all zeros, which is worth it below kDenseFrom rows; all else here is written so that compilers vectorise it. Everything has internal linkage, so that no function built for
 // one instruction set can be linked in for another. The formulas are those of
 // tools/exact_model.py and tools/graphs.py, in integers; engine_model.hpp proves that none of
 // them can overflow. Shifts to the right round down, as C++20 defines them.
@@ -47,16 +47,27 @@ void wait_for_team(const Work& work) {
     if (work.team.members > 1) work.team.wait(work.team.context);
 }
 
+// As many rows as there are and Dot takes together, half of that, and so on; returns the next row.
+template <class Dot, std::size_t Rows, class Finish>
+std::size_t multiply_rows(const Matrix& matrix, std::size_t block, const std::uint8_t* x,
+                          std::size_t stride, std::size_t row, std::size_t rows,
+                          const Finish& finish) {
+    alignas(64) std::int32_t values[Rows][kBlock];
+    for (; row + Rows <= rows; row += Rows) {
+        Dot::template multiply<Rows>(matrix, block, x + row * stride, stride, values);
+        for (std::size_t k = 0; k < Rows; ++k) finish(block, row + k, values[k]);
+    }
+    if constexpr (Rows > 1)
+        row = multiply_rows<Dot, Rows / 2>(matrix, block, x, stride, row, rows, finish);
+    return row;
+}
+
 // Calls finish(block, row, values) with the kBlock results of each block of outputs and row.
 template <class Dot, class Finish>
 void product(const Matrix& matrix, Share blocks, const std::uint8_t* x, std::size_t stride,
              std::size_t rows, const Finish& finish) {
-    alignas(64) std::int32_t values[kBlock];
     for (std::size_t block = blocks.first; block < blocks.last; ++block)
-        for (std::size_t row = 0; row < rows; ++row) {
-            Dot::multiply(matrix, block, x + row * stride, values);
-            finish(block, row, values);
-        }
+        multiply_rows<Dot, Dot::kRowsTogether>(matrix, block, x, stride, 0, rows, finish);
 }
 
 // As product(), for rows of which most quads are zeros: `fired` takes which are not.
@@ -215,7 +226,7 @@ void add_product(const Work& work, const Matrix& matrix, const std::uint8_t* ope
         for (std::size_t o = 0; o < kBlock; ++o)
             x[o] = static_cast<std::int16_t>(clip(x[o] + values[o], -kResidualMax, kResidualMax));
     };
-    if constexpr (Sparse)
+    if (Sparse && rows < Dot::kDenseFrom)
         sparse_product<Dot>(matrix, blocks, operand, rows, work.scratch.fired, add);
     else
         product<Dot>(matrix, blocks, operand, matrix.inputs, rows, add);

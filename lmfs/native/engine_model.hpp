@@ -47,8 +47,8 @@ class PackedModel {
 public:
     // raises: std::invalid_argument naming the tensor that is missing, of another shape or not
     // exact
-    PackedModel(const Sizes& sizes, const Tensors& tensors, bool interleaved)
-        : sizes_(sizes), tensors_(&tensors), interleaved_(interleaved) {
+    PackedModel(const Sizes& sizes, const Tensors& tensors, Packing packing)
+        : sizes_(sizes), tensors_(&tensors), packing_(packing) {
         check_sizes();
         embed_ = table("embed", sizes.vocab);
         embed_pair_ = table("embed_pair", sizes.hash_rows);
@@ -170,7 +170,7 @@ private:
                              bytes(name + ".weight", {inputs, outputs}),
                              reals(name + ".scale", outputs),
                              reals(name + ".bias", outputs)};
-        return matrices_.emplace_back(source, operand, interleaved_).view();
+        return matrices_.emplace_back(source, operand, packing_).view();
     }
 
     // One whose result is added to the stream.
@@ -183,7 +183,7 @@ private:
 
     Sizes sizes_;
     const Tensors* tensors_;  // while packing
-    bool interleaved_;
+    Packing packing_;
     std::size_t used_ = 0;
     std::vector<std::int8_t> embed_;
     std::vector<std::int8_t> embed_pair_;

@@ -4,7 +4,7 @@
 // products of a group with one output fit 16 bits whatever the activations are: only then may a
 // kernel add them there. What a group cannot take stands at the end, to be added in 32 bits.
 // Where any two quads fit, as those of squares do, they are left in their order, so that kernels can
-// leave out the ones that are zeros.
+// leave out the ones that are zeros; and all are where the processor sums in 32 bits anyway.
 
 #pragma once
 
@@ -66,11 +66,11 @@ class PackedMatrix {
 public:
     // raises: std::invalid_argument where float32 could round what the integers here do not:
     // the bounds are those of lmfs/models/certificate.py
-    PackedMatrix(const Weights& source, const Operand& operand, bool interleaved)
+    PackedMatrix(const Weights& source, const Operand& operand, Packing packing)
         : inputs_(round_up(source.inputs, kBlock)), outputs_(round_up(source.outputs, kBlock)) {
         if (inputs_ > 0xffff) throw std::invalid_argument(source.name + ": too many inputs");
         requantise(source, operand);
-        pack(source, operand, interleaved);
+        pack(source, operand, packing);
     }
 
     Matrix view() const {
@@ -150,18 +150,17 @@ private:
                                     what);
     }
 
-    void pack(const Weights& source, const Operand& operand, bool interleaved) {
+    void pack(const Weights& source, const Operand& operand, Packing packing) {
         const std::size_t quads = inputs_ / kQuad;
         std::int32_t widest = 0;
         for (std::int32_t value : operand.largest) widest = std::max(widest, value);
         const std::int32_t limit = 32767 / (widest + operand.offset());
-        if (interleaved)
-            weights_.resize(inputs_ * outputs_);
-        else
+        if (packing == Packing::planes)
             planes_.resize(inputs_ * outputs_);
+        else
+            weights_.resize(inputs_ * outputs_);
         order_.reserve(quads * outputs_ / kBlock);
         std::vector<std::int8_t> rows(inputs_ * kBlock);
-        std::vector<Bounds> bounds(quads);
         for (std::size_t block = 0; block < outputs_ / kBlock; ++block) {
             // The block's weights, [input][kBlock], zeros where the source has none.
             std::fill(rows.begin(), rows.end(), std::int8_t{0});
@@ -170,25 +169,18 @@ private:
             for (std::size_t i = 0; i < source.inputs; ++i)
                 std::copy_n(source.weight + i * source.outputs + first, count,
                             rows.data() + i * kBlock);
-            std::fill(bounds.begin(), bounds.end(), Bounds{});
-            for (std::size_t i = 0; i < inputs_; ++i) {
-                std::int32_t* bound = bounds[i / kQuad].data() + i % kQuad / 2 * 2 * kBlock;
-                for (std::size_t o = 0; o < kBlock; ++o) {
-                    const std::int32_t w = rows[i * kBlock + o];
-                    bound[o] += std::max(w, 0);
-                    bound[kBlock + o] -= std::min(w, 0);
-                }
-            }
             const std::vector<std::size_t> order =
-                operand.is_sparse() ? in_their_order(quads, source, limit) : group(bounds, limit);
+                packing == Packing::plain ? in_their_order(quads)
+                : operand.is_sparse()     ? in_safe_order(quads, source, limit)
+                                          : group(bounds_of(rows), limit);
             std::size_t to = block * inputs_ * kBlock;
             for (std::size_t quad : order) {
                 order_.push_back(static_cast<std::uint16_t>(quad * kQuad));
                 const std::int8_t* from = rows.data() + quad * kQuad * kBlock;
-                if (interleaved)
-                    interleave(from, weights_.data() + to);
-                else
+                if (packing == Packing::planes)
                     std::copy_n(from, kQuad * kBlock, planes_.data() + to);
+                else
+                    interleave(from, weights_.data() + to);
                 to += kBlock * kQuad;
             }
         }
@@ -201,14 +193,32 @@ private:
             for (std::size_t i = 0; i < kQuad; ++i) to[o * kQuad + i] = rows[i * kBlock + o];
     }
 
-    // raises: std::invalid_argument if the products of two quads, at the widest weights, do not fit
-    std::vector<std::size_t> in_their_order(std::size_t quads, const Weights& source,
-                                            std::int32_t limit) {
-        if (limit < kMostOfPair) fail(source, 0, "squares of more than 7 bits");
+    // Of each quad of a block's weights.
+    static std::vector<Bounds> bounds_of(const std::vector<std::int8_t>& rows) {
+        std::vector<Bounds> bounds(rows.size() / kBlock / kQuad);
+        for (std::size_t i = 0; i < rows.size() / kBlock; ++i) {
+            std::int32_t* bound = bounds[i / kQuad].data() + i % kQuad / 2 * 2 * kBlock;
+            for (std::size_t o = 0; o < kBlock; ++o) {
+                const std::int32_t w = rows[i * kBlock + o];
+                bound[o] += std::max(w, 0);
+                bound[kBlock + o] -= std::min(w, 0);
+            }
+        }
+        return bounds;
+    }
+
+    std::vector<std::size_t> in_their_order(std::size_t quads) {
         grouped_.push_back(0);
         std::vector<std::size_t> order(quads);
         for (std::size_t quad = 0; quad < quads; ++quad) order[quad] = quad;
         return order;
+    }
+
+    // raises: std::invalid_argument if the products of two quads, at the widest weights, do not fit
+    std::vector<std::size_t> in_safe_order(std::size_t quads, const Weights& source,
+                                           std::int32_t limit) {
+        if (limit < kMostOfPair) fail(source, 0, "squares of more than 7 bits");
+        return in_their_order(quads);
     }
 
     // The order of the quads: first those in groups within the limit, which grouped_ counts.

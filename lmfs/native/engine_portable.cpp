@@ -40,8 +40,12 @@ struct PortableDot {
         }
     }
 
+    static constexpr std::size_t kRowsTogether = 1;
+    static constexpr std::size_t kDenseFrom = kRows + 1;
+
+    template <std::size_t Rows>
     static void multiply(const Matrix& matrix, std::size_t block, const std::uint8_t* x,
-                         std::int32_t* values) {
+                         std::size_t, std::int32_t (*values)[kBlock]) {
         const std::size_t quads = matrix.inputs / kQuad;
         const std::uint16_t* order = matrix.order + block * quads;
         const std::int16_t* weights = matrix.planes + block * matrix.inputs * kBlock;
@@ -51,7 +55,7 @@ struct PortableDot {
             add_quads<kGroup>(x, order + quad, weights, total);
         for (; quad < quads; ++quad, weights += kQuad * kBlock)
             add_quads<1>(x, order + quad, weights, total);
-        store(matrix, block, total, values);
+        store(matrix, block, total, *values);
     }
 
     static void multiply_fired(const Matrix& matrix, std::size_t block, const std::uint8_t* x,

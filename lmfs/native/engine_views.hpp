@@ -18,6 +18,10 @@ inline constexpr std::size_t kQuad = 4;    // inputs that one instruction sums
 inline constexpr std::size_t kGroup = 4;   // quads whose sum of products still fits 16 bits
 inline constexpr std::size_t kRows = 32;   // of one piece of work: what keeps it in the L2 cache
 
+// How the weights of a matrix lie: for kernels that sum in 16 bits as far as they can, with bytes
+// interleaved or in planes of 16 bits each, or interleaved in the order of their inputs.
+enum class Packing { grouped, planes, plain };
+
 // One matrix, packed. Its result for a row x of bytes is
 //     ((sum of x * weight << left) + bias) >> right        for each output
 // where the bias makes up for activations that were shifted to be unsigned.
@@ -28,7 +32,7 @@ struct Matrix {
     const std::int16_t* planes;  // [block][quad][kQuad][kBlock]
     const std::uint16_t* order;  // [block][quad]: where in x the quad begins
     const std::uint16_t* grouped;  // [block]: so many quads at the front lie in safe groups; none
-                                   // where they are left in their order, and any two are safe
+                                   // where they are left in their order
     const std::int32_t* bias;      // [output]
     const std::int32_t* left;      // [output]
     const std::int32_t* right;     // [output]

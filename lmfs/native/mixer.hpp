@@ -128,17 +128,20 @@ struct Tables {
     std::uint8_t seen[256];                 // how much a history has seen: what is kept longest
 };
 
-// For large tables that are read at random: pages of 2 MiB, where the system has them.
+// For large tables that are read at random: they begin at a cache line, and have pages of 2 MiB where
+// they are long enough and the system has them.
 template <class T>
 struct HugePages {
     using value_type = T;
     static constexpr std::size_t kPage = std::size_t{2} << 20;
+    static constexpr std::size_t kLine = 64;
 
     T* allocate(std::size_t count) {
-        std::size_t bytes = count * sizeof(T);
-        const bool large = bytes >= 2 * kPage;
-        if (large) bytes = (bytes + kPage - 1) / kPage * kPage;
-        void* at = large ? std::aligned_alloc(kPage, bytes) : std::malloc(bytes);
+        const std::size_t wanted = count * sizeof(T);
+        const bool large = wanted >= 2 * kPage;
+        const std::size_t unit = large ? kPage : kLine;
+        const std::size_t bytes = (wanted + unit - 1) / unit * unit;
+        void* at = std::aligned_alloc(unit, bytes);
         if (!at) throw std::bad_alloc();
 #if defined(__linux__)
         if (large) madvise(at, bytes, MADV_HUGEPAGE);
@@ -215,7 +218,7 @@ public:
         word_ = word_before_ = field_ = first_field_ = 0;
         line_shape_ = field_shape_ = 0;
         shapes_before_ = {};
-        after_digit_ = contradicts_ = false;
+        after_digit_ = contradicts_ = hashed_ = false;
     }
 
     // The next token. `decide(other, p1, guess)` gives its bits: whether it is `other` (a guess), or
@@ -239,6 +242,16 @@ public:
                 bits -= std::log2(probability);
             }
         return bits;
+    }
+
+    // Have the memory that the next token needs come nearer; for when there is something else to do
+    // before it.
+    void foresee() {
+        if (!hashed_) hash_contexts();
+        for (std::size_t k = 0; k < mixing::kRuns; ++k) prefetch(run_at(k, run_hash(k)));
+        const std::uint32_t place = place_of(1);
+        for (std::size_t i = 0; i < mixing::kPlainContexts; ++i)
+            prefetch(slot_at(hash(contexts_[i], place)));
     }
 
     // Whether some path led to the token that was just denied: no encoder says so. A decoder takes it
@@ -366,11 +379,17 @@ private:
 #endif
     }
 
+    // All of a map's knots, or of a set of weights: both are less than two cache lines.
+    static void prefetch_row(const void* row) {
+        prefetch(row);
+        prefetch(static_cast<const char*>(row) + 64);
+    }
+
     // The slot of a context at a place of the path: found among three neighbours, or the least used
     // of them emptied.
     Slot& slot(std::uint32_t hashed) {
         const auto check = static_cast<std::uint8_t>(std::max(hashed & 255u, 1u));
-        const std::size_t at = hashed >> (32 - profile_->sizes.slots);
+        const auto at = static_cast<std::size_t>(slot_at(hashed) - slots_.data());
         Slot* best = nullptr;
         for (const std::size_t other : {0, 1, 2}) {
             Slot& candidate = slots_[at ^ other];
@@ -379,6 +398,24 @@ private:
         }
         *best = Slot{check, {}};
         return *best;
+    }
+
+    Slot* slot_at(std::uint32_t hashed) {
+        return &slots_[hashed >> (32 - profile_->sizes.slots)];
+    }
+
+    // What tells apart the slots of a context; node: of the path, the bits so far behind a 1.
+    static std::uint32_t place_of(std::size_t node) {
+        return static_cast<std::uint32_t>(node) * 0x2545F491u;
+    }
+
+    std::uint32_t run_hash(std::size_t k) const {
+        return hash(contexts_[static_cast<std::size_t>(mixing::kRunContext[k])], 77);
+    }
+
+    Run* run_at(std::size_t k, std::uint32_t hashed) {
+        const int bits = profile_->sizes.runs;
+        return &runs_[(k << bits) + (hashed >> (32 - bits))];
     }
 
     std::uint8_t seen(const Slot& slot) const { return profile_->tables.seen[slot.history[0]]; }
@@ -456,6 +493,7 @@ private:
     std::array<std::uint32_t, 2> shapes_before_{};
     bool after_digit_ = false;
     bool contradicts_ = false;
+    bool hashed_ = false;  // contexts_ is that of the next token
 };
 
 inline void Mixer::hash_contexts() {
@@ -480,6 +518,7 @@ inline void Mixer::hash_contexts() {
     contexts_[11] = hash(line_shape_, 1);
     for (std::uint32_t k = 0; k < mixing::kPlainContexts; ++k)
         contexts_[k] = hash(contexts_[k], 0x9E37 * (k + 1));
+    hashed_ = true;
 }
 
 // The others, behind a wrong guess (its token plus 1) or none (0).
@@ -507,10 +546,9 @@ inline Mixer::Votes Mixer::ask() {
     using namespace mixing;
     Votes votes;
     std::array<std::uint32_t, kRuns> hashes;
-    const int run_bits = profile_->sizes.runs;
     for (std::size_t k = 0; k < kRuns; ++k) {
-        hashes[k] = hash(contexts_[static_cast<std::size_t>(kRunContext[k])], 77);
-        votes.runs[k] = &runs_[(k << run_bits) + (hashes[k] >> (32 - run_bits))];
+        hashes[k] = run_hash(k);
+        votes.runs[k] = run_at(k, hashes[k]);
         prefetch(votes.runs[k]);
     }
     for (std::size_t k = 0; k < kMatches; ++k) {
@@ -534,7 +572,8 @@ inline Mixer::Votes Mixer::ask() {
 template <typename Decide>
 std::size_t Mixer::token(const Cumulative* model, Decide&& decide) {
     using namespace mixing;
-    hash_contexts();
+    if (!hashed_) hash_contexts();
+    hashed_ = false;  // for the one behind
     Votes votes = ask();
     std::size_t best = kVotes;
     Counter most = 0;
@@ -651,28 +690,41 @@ std::size_t Mixer::path(Votes& votes, std::size_t guessed, const Cumulative* mod
     std::size_t low = 0, high = vocabulary_->size();
     std::uint64_t at_low = 0, at_high = model ? cumulative(high) : 0;
     std::array<Slot*, kContexts> slots;
+    std::array<std::uint32_t, kContexts> hashes;
+    const auto ask_for_slots = [&](std::size_t node) {
+        const std::uint32_t place = place_of(node);
+        for (std::size_t i = 0; i < kContexts; ++i) {
+            hashes[i] = hash(contexts_[i], place);
+            prefetch(slot_at(hashes[i]));
+        }
+    };
+    ask_for_slots(1);
     std::size_t node = 1;     // of the path, the bits so far behind a 1
     std::size_t in_slot = 1;  // likewise, within three levels
     std::size_t order = 0;
     alignas(16) std::int16_t inputs[kInputs];
-    const int slot_shift = 32 - profile_->sizes.slots;
 
     for (int level = 0; high - low > 1; ++level) {
         const std::size_t group = std::min<std::size_t>(level / kLevelsOfSlot, kGroups - 1);
         if (level % kLevelsOfSlot == 0) {
             in_slot = 1;
-            const auto place = static_cast<std::uint32_t>(node) * 0x2545F491u;
-            std::array<std::uint32_t, kContexts> hashes;
-            for (std::size_t i = 0; i < kContexts; ++i) {
-                hashes[i] = hash(contexts_[i], place);
-                prefetch(&slots_[hashes[i] >> slot_shift]);
-            }
             for (std::size_t i = 0; i < kContexts; ++i) slots[i] = &slot(hashes[i]);
             if (level == 0)
                 for (std::size_t i = 1; i <= 5; ++i)
                     if (slots[i]->history[0] != 0) order = i;
         }
         const std::size_t middle = (low + high) / 2;
+        const std::size_t matched =
+            match_holds[0] ? std::min<std::size_t>(static_cast<std::size_t>(votes.lengths[0]) + 1, 15) : 0;
+        std::uint16_t* by_node = adaptive_.by_node[node & 2047];
+        std::uint16_t* by_context =
+            match_holds[0]
+                ? adaptive_.by_expected[matched][expected[0] >= middle][std::min(level, 15)]
+                : adaptive_.by_token[hash(tokens_.back(), static_cast<std::uint32_t>(node)) & 1023];
+        std::int16_t* by_match = adaptive_.by_match[family][matched][group][match_holds[1]];
+        prefetch_row(by_node);
+        prefetch_row(by_context);
+        prefetch_row(by_match);
 
         // Inputs.
         std::array<Counter*, kContexts> maps;
@@ -714,11 +766,9 @@ std::size_t Mixer::path(Votes& votes, std::size_t guessed, const Cumulative* mod
         inputs[kModelInput] = static_cast<std::int16_t>(said);
 
         // Mixture: three weight sets, then one of their results.
-        const std::size_t matched =
-            match_holds[0] ? std::min<std::size_t>(static_cast<std::size_t>(votes.lengths[0]) + 1, 15) : 0;
         const auto sure = static_cast<std::size_t>(std::min(std::abs(said) / 96, 7));
         std::array<std::int16_t*, kSets> weights{
-            adaptive_.by_match[family][matched][group][match_holds[1]],
+            by_match,
             adaptive_.by_order[family][order][sure][group],
             adaptive_.by_level[std::min(level, 15)][known][family],
         };
@@ -737,13 +787,18 @@ std::size_t Mixer::path(Votes& votes, std::size_t guessed, const Cumulative* mod
 
         // Refinement.
         const Place place(stretched);
-        std::uint16_t* by_node = adaptive_.by_node[node & 2047];
-        std::uint16_t* by_context =
-            match_holds[0]
-                ? adaptive_.by_expected[matched][expected[0] >= middle][std::min(level, 15)]
-                : adaptive_.by_token[hash(tokens_.back(), static_cast<std::uint32_t>(node)) & 1023];
-
         const bool bit = decide(middle, refined(p_mixed, place.in(by_node), place.in(by_context)), false);
+        const std::size_t at_level = std::exchange(in_slot, in_slot << 1 | bit) - 1;
+        node = node << 1 | bit;
+        if (bit) {
+            low = middle;
+            at_low = at_middle;
+        } else {
+            high = middle;
+            at_high = at_middle;
+        }
+        // While what was learned is written, what comes next is fetched.
+        if ((level + 1) % kLevelsOfSlot == 0 && high - low > 1) ask_for_slots(node);
 
         // Learning.
         for (std::size_t k = 0; k < kSets; ++k)
@@ -756,7 +811,7 @@ std::size_t Mixer::path(Votes& votes, std::size_t guessed, const Cumulative* mod
         place.learn(by_context, bit);
         for (std::size_t i = 0; i < kContexts; ++i) {
             if (maps[i]) count(*maps[i], bit);
-            std::uint8_t& history = slots[i]->history[in_slot - 1];
+            std::uint8_t& history = slots[i]->history[at_level];
             history = profile_->tables.next[bit][history];
         }
         for (std::size_t k = 0; k < kMatches; ++k) {
@@ -771,16 +826,6 @@ std::size_t Mixer::path(Votes& votes, std::size_t guessed, const Cumulative* mod
             count(*run_maps[k], right);
             run_holds[k] = right;
         }
-
-        if (bit) {
-            low = middle;
-            at_low = at_middle;
-        } else {
-            high = middle;
-            at_high = at_middle;
-        }
-        node = node << 1 | bit;
-        in_slot = in_slot << 1 | bit;
     }
 
     return low;

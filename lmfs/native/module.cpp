@@ -162,6 +162,10 @@ std::size_t advance(lmfs::engine::Engine& engine, lmfs::engine::Lanes& lanes,
         engine.run(lanes, tokens.data(), 1, logits.data(), alone);
         for (std::size_t k = 0; k < count; ++k) {
             Decoder& decoder = *lane_decoders[k];
+            if (k + 1 < count) {
+                const std::lock_guard<std::mutex> lock(lane_decoders[k + 1]->mutex);
+                lane_decoders[k + 1]->foresee();
+            }
             const std::lock_guard<std::mutex> lock(decoder.mutex);
             const LogitRows rows{logits.data() + k * vocab, static_cast<std::ptrdiff_t>(vocab)};
             tokens.data()[k] = decoder.step(rows).front();

@@ -161,6 +161,11 @@ public:
 
     std::size_t lanes() const { return lanes_.size(); }
 
+    // For when another decoder steps first; of the one lane there is.
+    void foresee() {
+        if (!mixers_.empty()) mixers_.front().foresee();
+    }
+
     // The chunk, or nothing where the blob cannot be that of a chunk of this size.
     std::optional<std::string_view> chunk(std::size_t lane) const {
         if (lanes_[lane].damaged) return std::nullopt;
