@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 class Engine(Protocol):
-    """Runs one model: integer logits for the next token, for many lanes at once."""
+    """Runs one model: integer logits for the next token, for many lanes at once.
+
+    lanes: so many of one thread are decoded together best; more are hardly quicker a token
+    """
+
+    lanes: int
 
     def start(self, lanes: int, *, sequence: bool = False) -> Any:
         """The state of `lanes` lanes before their first token; which of the two runs first."""

@@ -20,7 +20,6 @@ from ..tokenizer import Tokenizer
 from .threads import Work, queue
 
 MAX_LANES = 64
-LANES = 8  # that a thread advances together: more are hardly quicker
 STATES_BYTES = 320 << 20  # that their mixers may take
 SLICE_TOKENS = 128  # of all lanes together, some 8 ms
 ENCODE_WINDOW = 128  # tokens, some 8 ms
@@ -142,9 +141,9 @@ class _Decoding(Work):
         self, codec: LmCodec, engine: Any, blob: bytes, size: int, start: Mixer | None
     ) -> None:
         self.group = self._engine = engine
-        self.most = LANES
+        self.most = engine.lanes
         if start is not None:
-            self.most = max(1, min(LANES, STATES_BYTES // start.used_bytes))
+            self.most = max(1, min(engine.lanes, STATES_BYTES // start.used_bytes))
         self._codec, self._blob, self._size, self._start = codec, blob, size, start
         self._decoder: TokenDecoder | None = None
         self._token = codec.package.start_token

@@ -65,6 +65,8 @@ class NativeEngine:
             )
         except ValueError as error:
             raise ModelError("the model is refused", where=package.path, got=error) from error
+        # The mixers' states compete for the caches: no more than share the loading of weights.
+        self.lanes = 4 if self.core.isa == "avx512vnni" else 8
 
     def start(self, lanes: int, *, sequence: bool = False) -> Lanes:
         """Zeros: what every lane starts from; steps and sequences share one kind of state."""

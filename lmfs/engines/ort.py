@@ -117,6 +117,7 @@ class OrtEngine:
         self._step = lowering_step or f"step-{kind}"
         self._sequence = lowering_sequence or f"sequence-{kind}"
         self.vocab = int(package.card["architecture"]["vocab"])
+        self.lanes = 64 if on_gpu else 16
 
     @property
     def step_session(self) -> Any:
