@@ -400,9 +400,10 @@ def test_any_order_gives_the_same_bytes(tiny, data, monkeypatch, count, slice_to
 
 
 def test_a_damaged_chunk_in_a_merged_batch_fails_its_own_reader_only(tiny, data, monkeypatch):
+    count = 4  # lanes that any engine takes together
     text = (data / "alice29.txt").read_bytes()
     codec = LmCodec(tiny, profile_2())
-    chunks = [text[k * 300 : k * 300 + 300] for k in range(6)]
+    chunks = [text[k * 300 : k * 300 + 300] for k in range(count)]
     blobs = codec.encode(chunks)
     blobs[2] = blobs[2][:40]
     limit_threads(1)
@@ -426,16 +427,16 @@ def test_a_damaged_chunk_in_a_merged_batch_fails_its_own_reader_only(tiny, data,
             "advance",
             lambda self, lanes, alone: together.append(len(lanes)) or advance(self, lanes, alone),
         )
-        readers = [threading.Thread(target=read, args=[k], daemon=True) for k in range(6)]
+        readers = [threading.Thread(target=read, args=[k], daemon=True) for k in range(count)]
         for reader in readers:
             reader.start()
-        until(lambda: len(threads.queue()._waiting) == 6)
+        until(lambda: len(threads.queue()._waiting) == count)
         gate.set()
         for reader in readers:
             reader.join(WAIT_S)
         assert waiters[0].end() is None
     finally:
         limit_threads(None)
-    assert max(together) == 6
+    assert max(together) == count
     assert isinstance(found.pop(2), DamagedError)
-    assert found == {k: chunks[k] for k in (0, 1, 3, 4, 5)}
+    assert found == {k: chunks[k] for k in range(count) if k != 2}
