@@ -42,6 +42,12 @@ _DESCRIPTION_3 = _DESCRIPTION_2.replace("coder profile 2", "coder profile 3").re
     "2^22 slots, 2^17 runs of a context, 2^18 places of a match; its data follows the table",
 )
 
+_DESCRIPTION_4 = _DESCRIPTION_3.replace("coder profile 3", "coder profile 4").replace(
+    "its data follows the table",
+    "before an lm chunk, chunks of its member's last 131072 bytes that it follows are seen with the"
+    " model; its data follows the table",
+)
+
 _TABLE_TOP_BITS = 24
 _LOGIT_UNITS_PER_NAT = 64
 
@@ -53,12 +59,15 @@ class CoderProfile:
     table: uint32 (n,): a token's frequency by its logit's distance below the largest
     mixer_data: the mixer's tables and what it starts from; empty: predictions are not mixed
     mixer_sizes: how many slots, runs and places it has, as powers of two
+    model_tail_bytes: of what a chunk that the model codes follows of its member, the chunks that
+        begin in so many last bytes are seen with the model
     """
 
     description: str
     table: memoryview
     mixer_data: bytes = b""
     mixer_sizes: tuple[int, int, int] = (17, 14, 15)
+    model_tail_bytes: int = 0
     id: bytes = field(init=False)
     mixer: MixerProfile | None = field(init=False)
 
@@ -113,9 +122,18 @@ def profile_3() -> CoderProfile:
     return CoderProfile(_DESCRIPTION_3, before.table, before.mixer_data, (22, 17, 18))
 
 
+@functools.cache
+def profile_4() -> CoderProfile:
+    """Profile 3 with weights that know of the model when a chunk begins behind a primer."""
+    before = profile_3()
+    return CoderProfile(
+        _DESCRIPTION_4, before.table, before.mixer_data, before.mixer_sizes, 128 << 10
+    )
+
+
 def profile_by_id(id: bytes) -> CoderProfile:
     """The profile with this id; VersionError where this lmfs does not know it."""
-    known = (profile_3(), profile_2(), PROFILE_1)
+    known = (profile_4(), profile_3(), profile_2(), PROFILE_1)
     for profile in known:
         if profile.id == id:
             return profile

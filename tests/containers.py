@@ -6,6 +6,8 @@ import io
 import itertools
 import random
 
+import numpy as np
+
 from lmfs import lmz
 from lmfs.codecs.choose import Chooser
 from lmfs.codecs.lm import LmCodec
@@ -13,9 +15,10 @@ from lmfs.codecs.mix import MixCodec
 from lmfs.codecs.raw import RawCodec
 from lmfs.codecs.zstd import ZstdCodec
 from lmfs.container import CodecId, Coding
+from lmfs.engines.native import NativeEngine
 from lmfs.models.package import ModelPackage
-from lmfs.native import Mixer
-from lmfs.profile import profile_2
+from lmfs.native import Mixer, TokenEncoder
+from lmfs.profile import CoderProfile, profile_2
 
 CHEAP = Chooser(zstd_level=3)
 STORE = bytes(range(16))
@@ -78,8 +81,15 @@ class Planned:
 
     NAMES = ("raw", "zstd", "mix", "lm", "lm+", "mix-", "lm-")  # "-": half the primer
 
-    def __init__(self, package: ModelPackage, plan: str, primer_bytes: int) -> None:
-        ids = package.id, profile_2().id
+    def __init__(
+        self,
+        package: ModelPackage,
+        plan: str,
+        primer_bytes: int,
+        profile: CoderProfile | None = None,
+    ) -> None:
+        self.package, self.profile = package, profile or profile_2()
+        ids = package.id, self.profile.id
         self._codings = [
             Coding(CodecId.RAW),
             Coding(CodecId.ZSTD),
@@ -89,21 +99,39 @@ class Planned:
             Coding(CodecId.MIX, *ids, max(1, primer_bytes // 2)),
             Coding(CodecId.LM, *ids, max(1, primer_bytes // 2)),
         ]
-        lm = LmCodec(package, profile_2())
-        mix = MixCodec(package, profile_2())
+        lm = LmCodec(package, self.profile)
+        mix = MixCodec(package, self.profile)
         self.codecs = [RawCodec(), ZstdCodec(), mix, lm, lm, mix, lm]
         self.plan = [self.NAMES.index(name) for name in plan.split()]
         self.vocabulary = package.tokenizer().vocabulary
 
-    def state(self, before: list[bytes], limit: int) -> Mixer:
-        mixer = Mixer(profile_2().mixer, self.vocabulary)
-        for chunk in follows(before, limit):
-            mixer.prime(chunk, len(chunk))
+    def state(self, before: list[bytes], limit: int, tail_bytes: int = 0) -> Mixer:
+        mixer = Mixer(self.profile.mixer, self.vocabulary)
+        chunks = follows(before, limit)
+        left = sum(map(len, chunks))
+        for chunk in chunks:
+            if left > tail_bytes:
+                mixer.prime(chunk, len(chunk))
+            else:
+                mixer = self.seen_with_the_model(mixer, chunk)
+            left -= len(chunk)
         return mixer
 
+    def seen_with_the_model(self, mixer: Mixer, chunk: bytes) -> Mixer:
+        engine = NativeEngine(self.package)
+        encoder = TokenEncoder(self.vocabulary, self.profile.table, mixer)
+        state, last = engine.start(1), self.package.start_token
+        for token in self.vocabulary.tokenize(chunk):
+            logits, state = engine.step(state, np.array([last], np.int64))
+            encoder.push(logits, np.array([token], np.uint16))
+            last = token
+        return encoder.mixer
+
     def blob(self, number: int, chunk: bytes, before: list[bytes]) -> bytes:
-        limit = self._codings[number].primer_bytes
-        after = self.state(before, limit) if limit else None
+        coding = self._codings[number]
+        limit = coding.primer_bytes
+        tail_bytes = self.profile.model_tail_bytes if coding.codec is CodecId.LM else 0
+        after = self.state(before, limit, tail_bytes) if limit else None
         (blob,) = self.codecs[number].encode([chunk], after)
         return blob
 

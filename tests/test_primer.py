@@ -21,7 +21,7 @@ from lmfs.codecs.lm import LmCodec
 from lmfs.codecs.primer import Primer, recent_primers
 from lmfs.container import CodecId, Coding, Header, Kind, checksum, header_length, parse_header
 from lmfs.errors import DamagedError, LmfsError, UnknownModelError, UsageError
-from lmfs.profile import PROFILE_1, profile_2
+from lmfs.profile import PROFILE_1, CoderProfile, profile_2, profile_4
 
 CHUNK = 120
 NOISE = random.Random(1).randbytes(20 * CHUNK)
@@ -87,6 +87,27 @@ def test_chunks_in_any_order(tiny, text, search, shape, plan):
     check_reading(container, text[:length], CHUNK, **search)
 
 
+@pytest.fixture(scope="module")
+def tailed():
+    """Profile 4, but with a small mixer and a short tail: two chunks and a half."""
+    four = profile_4()
+    sizes, tail_bytes = profile_2().mixer_sizes, 5 * CHUNK // 2
+    profile = CoderProfile(four.description, four.table, four.mixer_data, sizes, tail_bytes)
+    assert profile.id == four.id
+    return profile
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("plan", [MIXED, PARTS])
+def test_the_end_of_a_primer_is_seen_with_the_model(
+    tiny, text, search, monkeypatch, tailed, shape, plan
+):
+    monkeypatch.setattr("lmfs.profile.profile_4", lambda: tailed)
+    primer, length = shaped(shape, CHUNK)
+    container = packed(text[:length], CHUNK, chooser=Planned(tiny, plan, primer, tailed))
+    check_reading(container, text[:length], CHUNK, **search)
+
+
 def test_chunks_of_a_byte(tiny, search):
     container = packed(b"a\nb\nc\nd\n", 1, chooser=Planned(tiny, MIXED, 3))
     check_reading(container, b"a\nb\nc\nd\n", 1, **search)
@@ -119,17 +140,21 @@ def test_what_a_chooser_writes(tiny, text, search, shape):
 
 
 @pytest.mark.parametrize("batch_chunks", [3, 64])
+@pytest.mark.parametrize("level", [8, 9])
 def test_the_models_chunks_of_a_primer_follow_parts_of_it(
-    tiny, data, search, monkeypatch, batch_chunks
+    tiny, data, search, monkeypatch, tailed, level, batch_chunks
 ):
     size = 400
-    stepped = dataclasses.replace(LEVELS[8], first_step_bytes=2 * size, primer_gain=-1.0)
-    monkeypatch.setitem(LEVELS, 8, stepped)
+    stepped = dataclasses.replace(LEVELS[level], first_step_bytes=2 * size, primer_gain=-1.0)
+    monkeypatch.setitem(LEVELS, level, stepped)
+    monkeypatch.setattr("lmfs.profile.profile_4", lambda: tailed)
+    profile = profile_2() if level == 8 else tailed
     prose = (data / "alice29.txt").read_bytes()[5000 : 5000 + 12 * size]
-    chooser = Chooser(tiny, 8, primer_bytes=9 * size)
+    chooser = Chooser(tiny, level, primer_bytes=9 * size)
     container = packed(prose, size, chooser=chooser, batch_chunks=batch_chunks)
     chunks = cut(prose, size)
-    lm, followed = LmCodec(tiny, profile_2()), set()
+    lm, followed = LmCodec(tiny, profile), set()
+    plain = Planned(tiny, "mix", 1, profile)
     with reader(container) as whole:
         layout, codings = whole.members[0].layout, whole.members[0].codings
         for i, chunk in enumerate(chunks):
@@ -137,7 +162,7 @@ def test_the_models_chunks_of_a_primer_follow_parts_of_it(
             if coding.codec is CodecId.LM:
                 assert coding.primer_bytes == (0, 0, 2, 2, 4, 4, 4, 4, 8, 9, 9, 9)[i] * size
                 followed.add(coding.primer_bytes)
-                mixer = Planned(tiny, "mix", 1).state(chunks[:i], coding.primer_bytes)
+                mixer = plain.state(chunks[:i], coding.primer_bytes, profile.model_tail_bytes)
                 (expected,) = lm.encode([chunk], mixer if coding.primer_bytes else None)
                 at = int(layout.blob_offsets[i])
                 assert container[at : at + int(layout.coded_sizes[i])] == expected

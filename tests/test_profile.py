@@ -17,6 +17,7 @@ from lmfs.profile import (
     CoderProfile,
     profile_2,
     profile_3,
+    profile_4,
     profile_by_id,
 )
 
@@ -24,6 +25,7 @@ from lmfs.profile import (
 #     python -c "from lmfs.profile import profile_2; print(profile_2().id.hex())"
 PROFILE_2_ID = "e0ce3dbeedb1099104273b491ca3cfdc"
 PROFILE_3_ID = "e017c81bddc117541fa2f9abd1aa176e"
+PROFILE_4_ID = "6f169bed8fdf4aff07ff25667b5f621e"
 
 
 def test_the_table_is_the_rounded_exponential() -> None:
@@ -72,6 +74,16 @@ def test_profile_3_remembers_more() -> None:
     said = ", ".join(re.findall(r"2\^\d+ (?:slots|runs|places)", profile.description))
     assert said == "2^{} slots, 2^{} runs, 2^{} places".format(*profile.mixer_sizes)
     assert before.mixer_sizes == reference_mixer.SIZES
+
+
+def test_profile_4_sees_the_end_of_a_primer_with_the_model() -> None:
+    before, profile = profile_3(), profile_4()
+    assert profile.id.hex() == PROFILE_4_ID
+    assert profile_by_id(profile.id) is profile
+    assert (profile.table, profile.mixer_data) == (before.table, before.mixer_data)
+    assert profile.mixer_sizes == before.mixer_sizes
+    assert before.model_tail_bytes == 0
+    assert f" {profile.model_tail_bytes} bytes" in profile.description
 
 
 def test_what_the_mixers_tables_hold() -> None:

@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=pathlib.Path)
     parser.add_argument("model", nargs="?", default=registry.DEFAULT_MODEL)
-    parser.add_argument("--level", type=int, default=DEFAULT_LEVEL, help="9 has profile 3")
+    parser.add_argument("--level", type=int, default=DEFAULT_LEVEL, help="9 has profile 4")
     args = parser.parse_args()
     model = registry.shipped(args.model)
     level = "" if args.level == DEFAULT_LEVEL else f"-level-{args.level}"

@@ -127,9 +127,9 @@ class Chooser:
         self._ids: tuple[bytes, bytes] | None = None  # of the model and the profile
         if model is not None and self._level.mixer:
             from lmfs.codecs.mix import MixCodec
-            from lmfs.profile import profile_2, profile_3
+            from lmfs.profile import profile_2, profile_4
 
-            profile = profile_3() if self._level.large else profile_2()
+            profile = profile_4() if self._level.large else profile_2()
             self._mix = MixCodec(model, profile)
             self._ids = model.id, profile.id
             if self._level.model:
@@ -263,7 +263,7 @@ class Chooser:
             if len(chunk) >= MIN_PREDICTED_BYTES and looks_like_text(chunk)
         ]
         starts = [*itertools.accumulate(map(len, chunks), initial=primer.end)]
-        primed, after = self._mix_all(chunks, texts, primer, offer)
+        primed = self._mix_all(chunks, texts, primer, offer)
         without_model = list(best)
         if self._lm is None:
             return best, without_model
@@ -276,8 +276,11 @@ class Chooser:
         trials = [([i for i in places if not places[i]], _LM_STEPS + len(steps), alone)]
         for k, step in enumerate(steps):
             inside = [i for i in places if places[i] == k + 1]
-            trials.append((inside, _LM_STEPS + k, [primer.mixer(step)] if inside else []))
-        trials.append(([i for i in worth if i in primed], _LM_PRIMED, [after] if after else []))
+            behind = [self._lm.behind(primer, step)] if inside else []
+            trials.append((inside, _LM_STEPS + k, behind))
+        behind_all = [i for i in worth if i in primed]
+        behind = [self._lm.behind(primer, primer.limit)] if behind_all else []
+        trials.append((behind_all, _LM_PRIMED, behind))
         for trial, following, afters in trials:
             if not trial:
                 continue
@@ -312,10 +315,10 @@ class Chooser:
         texts: Sequence[int],
         primer: Primer,
         offer: Callable[[int, int, bytes], None],
-    ) -> tuple[Sequence[int], Mixer | None]:
+    ) -> Sequence[int]:
         """Code the chunks that are text with the mixer, and feed the primer.
 
-        Which of them follow the whole primer, and the state behind it if there are such.
+        Which of them follow the whole primer.
         """
         assert self._mix is not None
         primed = texts
@@ -333,7 +336,7 @@ class Chooser:
         mixed = self._mix.encode([chunks[i] for i in primed], after)
         for i, blob in zip(primed, mixed, strict=True):
             offer(i, _MIX, blob)
-        return primed, after
+        return primed
 
 
 def looks_like_text(chunk: bytes) -> bool:

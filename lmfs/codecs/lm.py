@@ -17,6 +17,7 @@ from ..models.package import ModelPackage
 from ..native import Mixer, TokenDecoder, TokenEncoder
 from ..profile import PROFILE_1, CoderProfile
 from ..tokenizer import Tokenizer
+from .primer import Primer
 from .threads import Work, queue
 
 MAX_LANES = 64
@@ -52,6 +53,25 @@ class LmCodec:
     ) -> list[list[bytes]]:
         """For each chunk a blob behind each of these states; the model runs once."""
         return [lane.blobs for lane in self._encode(chunks, afters)]
+
+    def behind(self, primer: Primer, upto: int) -> Mixer:
+        """The state of chunks that follow what is known and ends at or before `upto`."""
+        tail_bytes = self.profile.model_tail_bytes
+        if not tail_bytes:
+            return primer.mixer(upto)
+        return primer.led_mixer(upto, tail_bytes, self.lead)
+
+    def lead(self, mixer: Mixer, texts: Sequence[bytes]) -> Mixer:
+        """The state behind these texts, each seen as a chunk that the model codes.
+
+        mixer: what they follow; not changed
+        """
+        for text in texts:
+            lane = _Encoding(self, text, [mixer], keep_mixer=True)
+            queue().run([lane])
+            assert lane.mixer is not None
+            mixer = lane.mixer
+        return mixer
 
     def ideal_bits(self, chunks: Sequence[bytes]) -> list[float]:
         """What an ideal coder would need for each chunk, by the same predictions."""
@@ -96,8 +116,18 @@ class LmCodec:
 class _Encoding(Work):
     """One chunk behind some states; alone, for the model takes many tokens of it at once."""
 
-    def __init__(self, codec: LmCodec, chunk: bytes, afters: Sequence[Mixer | None]) -> None:
+    def __init__(
+        self,
+        codec: LmCodec,
+        chunk: bytes,
+        afters: Sequence[Mixer | None],
+        *,
+        keep_mixer: bool = False,
+    ) -> None:
+        """keep_mixer: `mixer` is then the first one, behind the chunk"""
         self._codec, self._chunk, self._afters = codec, chunk, afters
+        self._keep_mixer = keep_mixer
+        self.mixer: Mixer | None = None
         self._at = 0
         self._encoders: list[TokenEncoder] = []
         self.blobs: list[bytes] = []
@@ -130,6 +160,8 @@ class _Encoding(Work):
         if self._at >= len(self._tokens):
             self.blobs = [encoder.finish() for encoder in self._encoders]
             self.ideal_bits = [encoder.ideal_bits for encoder in self._encoders]
+            if self._keep_mixer:
+                self.mixer = self._encoders[0].mixer
             self._encoders = []  # and with them their mixers
             self.done = True
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lmfs.codecs.primer import SLICE_TOKENS
+from lmfs.codecs.primer import SLICE_TOKENS, Primer
 from lmfs.codecs.threads import Work, queue
 from lmfs.errors import DamagedError
 from lmfs.models.package import ModelPackage
@@ -74,6 +74,10 @@ class MixCodec:
     def start(self) -> Mixer:
         """A mixer that has seen nothing."""
         return self._start.copy()
+
+    def behind(self, primer: Primer, upto: int) -> Mixer:
+        """The state of chunks that follow what is known and ends at or before `upto`."""
+        return primer.mixer(upto)
 
     def encode(self, chunks: Sequence[bytes], after: Mixer | None = None) -> list[bytes]:
         lanes = [_Encoding(after or self._start, chunk) for chunk in chunks]

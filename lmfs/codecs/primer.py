@@ -60,8 +60,10 @@ class Primer:
         self._reach = 0  # all chunks that end at or before it are known
         self._states: dict[int, Mixer] = {}  # by how much they have seen
         self._kept: set[int] = set()  # of these
+        self._led: dict[int, Mixer] = {}  # likewise, the last bytes seen with the model
         self._lock = threading.Lock()
         self._learning = Turn()  # of whoever makes a state
+        self._leading = Turn()  # and of whoever makes one with the model
         self.growing = Turn()  # of whoever decodes what is to be fed
 
     @property
@@ -130,6 +132,28 @@ class Primer:
                 self._keep(end, mixer)
             return mixer
 
+    def led_mixer(
+        self, upto: int, tail_bytes: int, lead: Callable[[Mixer, Sequence[bytes]], Mixer]
+    ) -> Mixer:
+        """As `mixer`, but the chunks that begin in the last `tail_bytes` are seen with the model.
+
+        lead: the state behind these texts, seen with the model, which changes no mixer
+        """
+        with self._leading:
+            with self._lock:
+                place = bisect_right(self._ends, upto) - 1
+                end = self._ends[place]
+                led = self._led.get(end)
+                starts = [s for s in self._ends[:place] if s >= end - tail_bytes]
+                texts = [self._chunks[start] for start in starts]
+            if led is None:
+                led = lead(self.mixer(starts[0] if starts else end), texts)
+            with self._lock:
+                if upto not in self._lengths:  # a writer comes back to none
+                    self._led.clear()
+                self._led[end] = led
+            return led
+
     def _keep(self, end: int, mixer: Mixer) -> None:
         """Besides those that are kept, the one that has seen most, and this one."""
         stay = {*self._kept, max([end, *self._states])}
@@ -138,7 +162,8 @@ class Primer:
     @property
     def used_bytes(self) -> int:
         """Of memory, about."""
-        return self.end + sum(mixer.used_bytes for mixer in list(self._states.values()))
+        mixers = [*self._states.values(), *self._led.values()]
+        return self.end + sum(mixer.used_bytes for mixer in mixers)
 
 
 class RecentPrimers:

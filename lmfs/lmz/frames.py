@@ -19,6 +19,7 @@ from lmfs.lmz.shared import shared_mixer
 from lmfs.types import Codec
 
 if TYPE_CHECKING:
+    from lmfs.codecs.lm import LmCodec
     from lmfs.codecs.mix import MixCodec
     from lmfs.native import Mixer
 
@@ -132,7 +133,7 @@ class FrameDecoder:
         if coding.primer_bytes:
             if not primer.serves(follows):
                 raise DamagedError("what it follows, the file's beginning, is lost")
-            return primer.mixer(follows)
+            return cast("LmCodec | MixCodec", self._codec(coding)).behind(primer, follows)
         if coding.shared_id is not None:
             return shared_mixer(coding, self._model_search)
         return None
