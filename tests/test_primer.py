@@ -269,6 +269,28 @@ def test_a_state_is_computed_once_in_whatever_order_it_is_asked_for(tiny, text, 
     assert primed == chunks
 
 
+def test_a_state_with_the_model_is_made_once_as_well(tiny, text, tailed):
+    planned, led = Planned(tiny, "mix", 0, tailed), []
+    lm = LmCodec(tiny, tailed)
+
+    def lead(mixer, texts):
+        led.append(len(texts))
+        return lm.lead(mixer, texts)
+
+    lengths = [CHUNK * k for k in (1, 2, 4, 8)]
+    primer = Primer(8 * CHUNK, lambda: planned.state([], 0), lengths)
+    chunks = cut(text[: 8 * CHUNK])
+    for chunk in chunks:
+        primer.feed(chunk)
+    for length in (*lengths[::-1], *lengths, *lengths[::-1]):
+        state = primer.led_mixer(length, tailed.model_tail_bytes, lead)
+        expected = planned.state(chunks, length, tailed.model_tail_bytes)
+        assert state.adaptive() == expected.adaptive()
+        assert primer.mixer(length).adaptive() == planned.state(chunks, length).adaptive()
+    assert led == [2, 2, 2, 1]
+    assert primer.used_bytes >= 8 * primer.mixer(0).used_bytes
+
+
 def test_a_primer_takes_chunks_in_order_only(tiny):
     start = Planned(tiny, "mix", 0).state
     primer = Primer(10, lambda: start([], 0))

@@ -112,8 +112,11 @@ class Primer:
         """Whether all chunks are known that end at or before this byte."""
         return self._reach >= upto
 
-    def mixer(self, upto: int) -> Mixer:
-        """The state behind what is known and ends at or before `upto`. Not to be changed."""
+    def mixer(self, upto: int, *, once: bool = False) -> Mixer:
+        """The state behind what is known and ends at or before `upto`. Not to be changed.
+
+        once: nobody will ask for it again
+        """
         with self._learning:
             with self._lock:
                 place = bisect_right(self._ends, upto) - 1
@@ -127,7 +130,7 @@ class Primer:
                 mixer = mixer.copy()  # others may be using it
             prime(mixer, unseen)
             with self._lock:
-                if upto in self._lengths:
+                if upto in self._lengths and not once:
                     self._kept.add(end)
                 self._keep(end, mixer)
             return mixer
@@ -147,7 +150,7 @@ class Primer:
                 starts = [s for s in self._ends[:place] if s >= end - tail_bytes]
                 texts = [self._chunks[start] for start in starts]
             if led is None:
-                led = lead(self.mixer(starts[0] if starts else end), texts)
+                led = lead(self.mixer(starts[0] if starts else end, once=True), texts)
             with self._lock:
                 if upto not in self._lengths:  # a writer comes back to none
                     self._led.clear()
