@@ -7,6 +7,7 @@ import random
 import zipfile
 
 import pytest
+from containers import packed
 from lmfs_tools.fuzz import mutate, parsers
 
 
@@ -45,6 +46,16 @@ def test_a_package_that_cannot_be_inflated_is_mutated(target):
     data[60:90] = bytes(30)
     changed = [mutate.mutated_package(bytes(data), random.Random(seed)) for seed in range(20)]
     assert all(changed)
+
+
+def test_a_short_chunk_without_its_length_is_mutated():
+    """An ordinary chunk's only number may become an escape: the fuzzer failed by its own member."""
+    data = packed(b"some text " * 20)
+    (member,) = mutate.take_apart(data)
+    member.frames[0].numbers = [1 << member.bits | member.escape]
+    mutate.settle(member, [])
+    assert member.decoded_bytes(member.frames[0]) == 0
+    assert len(member.pack()) > len(data) // 2
 
 
 def test_what_breaks_is_kept(target, monkeypatch):

@@ -129,7 +129,7 @@ void Engine::run(Lanes& lanes, const std::int64_t* tokens, std::size_t time,
             isa_.run({&view_, count, std::min(window, time - at), lanes.from(first),
                       tokens + offset, logits + offset * model_.sizes().vocab, time,
                       room.view(member), team, member});
-            if (team.members > 1) team.wait(team.context);
+            if (team.members > 1) team.wait(team.context, member);
         }
     };
     const std::size_t threads = alone ? 1 : workers_.threads();
@@ -138,7 +138,9 @@ void Engine::run(Lanes& lanes, const std::int64_t* tokens, std::size_t time,
         std::unique_ptr<Room> room = take_room(most);
         const std::size_t count = std::min(lanes.size(), kRows);
         workers_.run_team(most, [&](std::size_t member, std::size_t members, Barrier& barrier) {
-            const auto wait = [](void* context) { static_cast<Barrier*>(context)->wait(); };
+            const auto wait = [](void* context, std::size_t place) {
+                static_cast<Barrier*>(context)->wait(place);
+            };
             for (std::size_t first = 0; first < lanes.size(); first += count)
                 run_lanes(first, std::min(count, lanes.size() - first), *room,
                           {members, wait, &barrier}, member);

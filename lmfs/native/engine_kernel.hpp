@@ -44,7 +44,7 @@ Share share_of(const Work& work, std::size_t blocks) {
 }
 
 void wait_for_team(const Work& work) {
-    if (work.team.members > 1) work.team.wait(work.team.context);
+    if (work.team.members > 1) work.team.wait(work.team.context, work.member);
 }
 
 // As many rows as there are and Dot takes together, half of that, and so on; returns the next row.

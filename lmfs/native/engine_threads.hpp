@@ -14,6 +14,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -24,20 +25,22 @@
 
 namespace lmfs::engine {
 
-// Where the members of a team wait for each other.
+// Where the members of a team wait for each other. Each says on a cache line of its own how often it
+// has come, and looks at those of the others: a line travels once from one processor to another.
 class Barrier {
 public:
+    static constexpr std::size_t kMostMembers = 32;
+
     explicit Barrier(std::size_t members) : members_(members) {}
 
-    void wait() {
-        const std::size_t round = round_.load(std::memory_order_relaxed);
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == members_) {
-            arrived_.store(0, std::memory_order_relaxed);
-            round_.store(round + 1, std::memory_order_release);
-            return;
-        }
-        if (!spin_until([&] { return round_.load(std::memory_order_acquire) != round; }))
-            late_.store(true, std::memory_order_relaxed);
+    void wait(std::size_t member) {
+        const std::size_t round = places_[member].round.load(std::memory_order_relaxed) + 1;
+        places_[member].round.store(round, std::memory_order_release);
+        for (std::size_t other = 0; other < members_; ++other)
+            if (!spin_until([&] {
+                    return places_[other].round.load(std::memory_order_acquire) >= round;
+                }))
+                late_.store(true, std::memory_order_relaxed);
     }
 
     // Whether somebody had to wait for long.
@@ -66,10 +69,13 @@ public:
     static constexpr std::size_t kSpins = 4096;  // some 50 us: more than the coder's turn takes
 
 private:
+    struct alignas(64) Place {
+        std::atomic<std::size_t> round{0};
+    };
+
     std::size_t members_;
-    std::atomic<std::size_t> arrived_{0};
-    std::atomic<std::size_t> round_{0};
     std::atomic<bool> late_{false};
+    std::array<Place, kMostMembers> places_;
 };
 
 class Workers {
@@ -103,7 +109,7 @@ public:
     // member(k, team) for every member k of a team of at most `most`, all at the same time.
     template <class Member>
     void run_team(std::size_t most, const Member& member) {
-        most = std::min(most, threads_);
+        most = std::min({most, threads_, Barrier::kMostMembers});
         std::unique_lock<std::mutex> lock(busy_, std::defer_lock);
         if (most < 2 || !lock.try_lock() || (alone_ > 0 && alone_-- > 0)) {
             Barrier alone(1);

@@ -88,7 +88,7 @@ struct Scratch {
 // product, and of the channels of what follows it.
 struct Team {
     std::size_t members;
-    void (*wait)(void* context);  // until every member is there
+    void (*wait)(void* context, std::size_t member);  // until every member is there
     void* context;
 };
 

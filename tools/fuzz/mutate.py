@@ -116,10 +116,11 @@ class MemberParts:
         return header + frames + index + trailer
 
     def decoded_bytes(self, frame: FrameParts) -> int:
-        """Of a chunk; 0 for a section."""
+        """Of a chunk; 0 for a section, and for what became one number of a short chunk's."""
         if frame.numbers[0] & self.escape != self.escape:
             return self.chunk_size
-        return frame.numbers[1] if frame.numbers[0] >> self.bits == FRAME_SHORT_CHUNK else 0
+        is_short = frame.numbers[0] >> self.bits == FRAME_SHORT_CHUNK and len(frame.numbers) > 1
+        return frame.numbers[1] if is_short else 0
 
     def _sum(self, name: str, data: bytes) -> bytes:
         return (checksum(data) ^ self.wrong.get(name, 0) & 0xFFFFFFFF).to_bytes(4, "little")
