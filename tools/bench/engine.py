@@ -39,8 +39,8 @@ from .speed import processor
 
 LANES = (1, 4, 16, 32, 64)
 ENCODE_LANES, ENCODE_WINDOW = 16, 128  # what lmfs.codecs.lm encodes with
-DECODE_LANES = 16  # and what each of its threads decodes with
 BATCH = 512
+PAUSE_S = 0.02
 TEXT = pathlib.Path(__file__).parents[2] / "tests" / "data" / "alice29.txt"
 
 
@@ -48,14 +48,20 @@ Clock = Callable[[], float]
 
 
 def medians(clock: Clock, rounds: int, *works: Callable[[], object]) -> list[float]:
-    """Seconds of each, in turns, after one turn to warm up."""
+    """Seconds of each, in turns.
+
+    Each turn begins with a pause, in which the other engine's threads cease to spin for more work
+    (a processor that they hold is none for ours), and a run that does not count.
+    """
     times: list[list[float]] = [[] for _ in works]
-    for _ in range(rounds + 1):
+    for _ in range(rounds):
         for work, spent in zip(works, times, strict=True):
+            time.sleep(PAUSE_S)
+            work()
             began = clock()
             work()
             spent.append(clock() - began)
-    return [statistics.median(spent[1:]) for spent in times]
+    return [statistics.median(spent) for spent in times]
 
 
 def text_tokens(package: ModelPackage, lanes: int, count: int) -> NDArray[np.int64]:
@@ -145,11 +151,11 @@ def measure(package: ModelPackage, threads: int, rounds: int, clock: Clock) -> d
         )
 
     for lanes in LANES:
-        repeat = max(4, 64 // lanes)
+        repeat = max(16, 512 // lanes)
         both = medians(clock, rounds, steps(native, lanes, repeat), steps(ort, lanes, repeat))
         row(f"step, {lanes} lanes", lanes * repeat, *both)
     if threads > 1:
-        lanes, repeat = DECODE_LANES, 16
+        lanes, repeat = native.lanes, 64
         both = medians(
             clock,
             rounds,
