@@ -36,4 +36,6 @@ def test_there_is_a_golden_file_for_every_kind():
         "1.0-base-2-level-9",
         "1.0-base-3",
         "1.0-base-3-level-9",
+        "1.0-base-4",
+        "1.0-base-4-level-9",
     }
