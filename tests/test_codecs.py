@@ -147,6 +147,9 @@ class Recorder:
     def start(self):
         return None
 
+    def behind(self, primer, upto):
+        return primer.mixer(upto)
+
 
 def test_the_model_is_woken_for_text_only(tiny, text):
     chooser = Chooser(tiny)
