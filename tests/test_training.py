@@ -61,6 +61,23 @@ def test_pytorch_equals_every_lowering_on_a_long_walk(tmp_path, seed, spread):
     assert all(finding.ok for finding in verify(tmp_path / "m.lmm"))
 
 
+@pytest.mark.parametrize("quantised", [False, True])
+def test_products_in_bfloat16_learn_the_same(monkeypatch, quantised):
+    """Forward to the bit where it is quantised, and gradients that point where they did."""
+    tokens = torch.from_numpy(np.random.default_rng(9).integers(0, SHAPE.vocab, (2, 65)))
+    found = []
+    for in_bfloat16 in (False, True):
+        monkeypatch.setattr(em.Linear, "in_bfloat16", in_bfloat16)
+        model = random_model(9, 1.0)
+        n, _ = model(tokens[:, :-1], model.initial_state(2), quantised)
+        em.code_length_nats(model, n, tokens[:, 1:], quantised).backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        found.append((n.detach(), gradient))
+    (plain, wanted), (half, got) = found
+    assert torch.equal(plain, half) if quantised else torch.allclose(plain, half, atol=0.2)
+    assert torch.nn.functional.cosine_similarity(wanted, got, 0) > 0.99
+
+
 def test_training_can_go_on_from_a_package(tmp_path):
     model = random_model(8, 1.0)
     package = export.export(model, vocabulary(SHAPE.vocab), tmp_path / "m.lmm", {"name": "m"})
