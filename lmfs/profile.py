@@ -48,6 +48,11 @@ _DESCRIPTION_4 = _DESCRIPTION_3.replace("coder profile 3", "coder profile 4").re
     " model; its data follows the table",
 )
 
+_DESCRIPTION_5 = _DESCRIPTION_2.replace("coder profile 2", "coder profile 5").replace(
+    "its data follows the table",
+    "an lm chunk of 8192 bytes and more has 4 strands; its data follows the table",
+)
+
 _TABLE_TOP_BITS = 24
 _LOGIT_UNITS_PER_NAT = 64
 
@@ -61,6 +66,8 @@ class CoderProfile:
     mixer_sizes: how many slots, runs and places it has, as powers of two
     model_tail_bytes: of what a chunk that the model codes follows of its member, the chunks that
         begin in so many last bytes are seen with the model
+    strands, strands_from_bytes: a chunk that the model codes, and that has so many bytes, is coded
+        in so many strands; shorter ones in one
     """
 
     description: str
@@ -68,6 +75,8 @@ class CoderProfile:
     mixer_data: bytes = b""
     mixer_sizes: tuple[int, int, int] = (17, 14, 15)
     model_tail_bytes: int = 0
+    strands: int = 1
+    strands_from_bytes: int = 0
     id: bytes = field(init=False)
     mixer: MixerProfile | None = field(init=False)
 
@@ -77,6 +86,10 @@ class CoderProfile:
         object.__setattr__(self, "id", blake3.blake3(content).digest(length=ID_BYTES))
         mixer = MixerProfile(self.mixer_data, *self.mixer_sizes) if self.mixer_data else None
         object.__setattr__(self, "mixer", mixer)
+
+    def strands_of(self, size: int) -> int:
+        """In so many strands the model codes a chunk of so many bytes."""
+        return self.strands if size >= self.strands_from_bytes else 1
 
 
 def _exponential_table() -> memoryview:
@@ -131,9 +144,18 @@ def profile_4() -> CoderProfile:
     )
 
 
+@functools.cache
+def profile_5() -> CoderProfile:
+    """Profile 2 with chunks whose quarters the model codes side by side, in half the time."""
+    before = profile_2()
+    return CoderProfile(
+        _DESCRIPTION_5, before.table, before.mixer_data, strands=4, strands_from_bytes=8 << 10
+    )
+
+
 def profile_by_id(id: bytes) -> CoderProfile:
     """The profile with this id; VersionError where this lmfs does not know it."""
-    known = (profile_4(), profile_3(), profile_2(), PROFILE_1)
+    known = (profile_5(), profile_4(), profile_3(), profile_2(), PROFILE_1)
     for profile in known:
         if profile.id == id:
             return profile

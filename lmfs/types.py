@@ -1,6 +1,7 @@
 """The protocols between the layers. Imports nothing of lmfs, nothing heavy.
 
-A *lane* is one chunk being coded; engines and codecs take many lanes in lockstep.
+A *lane* is a text being coded: a chunk, or one of the strands that it is coded in. Engines and
+codecs take many lanes in lockstep.
 """
 
 from __future__ import annotations
@@ -47,9 +48,12 @@ class Engine(Protocol):
         *,
         alone: bool = False,
     ) -> Any:
-        """A `sequence` of one lane whose logits go to TokenEncoders; the state after it.
+        """A `sequence` of one chunk whose logits go to TokenEncoders; the state after it.
 
-        inputs: int64 (time,), each the token before that in `tokens`, uint16 (time,)
+        state: a lane for each strand of the chunk
+        inputs: int64 (strands * time,), for each strand the tokens before those to be coded
+        tokens: uint16, those in the order of coding; at the end of the chunk there may be fewer of
+            them than inputs, by less than the strands
         """
 
     def decode(
@@ -61,10 +65,11 @@ class Engine(Protocol):
         *,
         alone: bool = False,
     ) -> Any:
-        """Steps of all lanes, each with a TokenDecoder of one lane; the state after them.
+        """Steps of all lanes and of TokenDecoders of one chunk each; the state after them.
 
+        state: a lane for each strand of each chunk
         tokens: int64 (lanes,) the last token of each, replaced by the newest
-        steps: at most so many; fewer where a lane ends
+        steps: at most so many; fewer where a chunk ends
         """
 
     def join(self, states: Sequence[Any]) -> Any:

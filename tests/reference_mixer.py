@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import mul
 
 import numpy as np
@@ -39,7 +40,7 @@ WEIGHT_BITS = 13
 KNOTS = 33
 COUNT_LIMIT = 255
 LONGEST_COMMON = 32
-BEFORE = 8  # tokens 0 that stand before the first
+BEFORE = 8  # tokens 0 that stand before the first; that many stand before each strand
 
 TABLES = np.dtype(
     [
@@ -169,6 +170,15 @@ class Vote:
     holds: bool
 
 
+@dataclass(eq=False)
+class Strand:
+    """A text that goes on beside others: what is not common to all of them."""
+
+    text: bytearray
+    end: int  # the number of its next token
+    matches: list[Match]
+
+
 class Mixer:
     """data: a profile's tables and adaptive state; spellings: the vocabulary's, sorted"""
 
@@ -189,10 +199,34 @@ class Mixer:
         self.slots: dict[int, Slot] = {}
         self.runs: dict[tuple[int, int], Run] = {}
         self.places: list[dict[int, int]] = [{} for _ in MIN_MATCH]
-        self.matches = [Match() for _ in MIN_MATCH]
-        self.text = bytearray(b"\n")
-        self.tokens = [0] * BEFORE
+        self.strands = [Strand(bytearray(b"\n"), BEFORE, [Match() for _ in MIN_MATCH])]
+        self.strand = self.strands[0]  # whose turn it is
+        self.tokens: defaultdict[int, int] = defaultdict(int)  # by their numbers, of all strands
         self.contradicts = False  # some path led to what had just been denied
+
+    @property
+    def text(self) -> bytearray:
+        return self.strand.text
+
+    @property
+    def matches(self) -> list[Match]:
+        return self.strand.matches
+
+    def last(self, k: int) -> int:
+        """The k-th last token; 1 is the one just before."""
+        return self.tokens[self.strand.end - k]
+
+    def split(self, strands: int, size: int) -> None:
+        """A chunk of so many bytes begins, in so many strands."""
+        (one,) = self.strands
+        room = size // strands + 1 + BEFORE
+        for k in range(1, strands):
+            end = one.end + k * room
+            for before in range(1, BEFORE + 1):
+                self.tokens[end - before] = self.last(before)
+            self.strands.append(
+                Strand(bytearray(one.text), end, [replace(match) for match in one.matches])
+            )
 
     def adaptive(self) -> bytes:
         """What was learned, as the profile would store it."""
@@ -221,7 +255,7 @@ class Mixer:
         word, word_before = self.words()
         this_shape, shape_before, shape_before_that = self.shapes()
 
-        last = [token + 1 for token in self.tokens[:-7:-1]]
+        last = [self.last(k) + 1 for k in range(1, 7)]
         by_order = [hashed(0, last[:k]) for k in range(7)]
         found = [
             *by_order[:5],
@@ -357,6 +391,8 @@ class Mixer:
             same = run.history == 0 or run.token == token
             run.history, run.token = self.tables["next"][same][run.history], token
         self.remember(token)
+        turn = self.strands.index(self.strand)
+        self.strand = self.strands[(turn + 1) % len(self.strands)]
         return token
 
     def votes(self, runs: Sequence[Run]) -> list[Vote]:
@@ -420,7 +456,7 @@ class Mixer:
         mixed = [self.mixed(sum(map(mul, chosen, inputs))) for chosen in weights]
         stretched = sum(mixed) * 21845 >> 16
         maps = [
-            state["by_guess"][hash32(token, self.tokens[-1]) & 1023],
+            state["by_guess"][hash32(token, self.last(1)) & 1023],
             state["by_against"][best][min(against, 15)],
         ]
         hit = decide(token, self.refine(stretched, maps), True)
@@ -547,7 +583,7 @@ class Mixer:
                 state["by_node"][path & 2047],
                 state["by_expected"][matched][above][shallow]
                 if matches[0].holds
-                else state["by_token"][hash32(self.tokens[-1], path) & 1023],
+                else state["by_token"][hash32(self.last(1), path) & 1023],
             ]
             bit = decide(middle, self.refine(stretched, refining), False)
 
@@ -575,9 +611,10 @@ class Mixer:
         return low
 
     def remember(self, token: int) -> None:
-        self.text += self.spellings[token]
-        self.tokens.append(token)
-        end = len(self.tokens)
+        self.strand.text += self.spellings[token]
+        end = self.strand.end
+        self.tokens[end] = token
+        end = self.strand.end = end + 1
         for k, needed in enumerate(MIN_MATCH):
             match = self.matches[k]
             if match.at:
@@ -589,7 +626,7 @@ class Mixer:
                     match.length = 0
                     match.misses += 1
                 match.at += 1
-            key = hashed(k, self.tokens[: end - needed - 1 : -1]) >> 32 - self.place_bits
+            key = hashed(k, [self.last(i + 1) for i in range(needed)]) >> 32 - self.place_bits
             place = self.places[k].get(key, 0)
             self.places[k][key] = end
             if match.length:
@@ -604,7 +641,7 @@ class Mixer:
         """How many tokens before these two places are the same."""
         if one == 0:
             return 0
-        most = min(LONGEST_COMMON, one - BEFORE)
+        most = max(0, min(LONGEST_COMMON, one - BEFORE, other - BEFORE))
         pairs = range(1, most + 1)
         return next((n - 1 for n in pairs if self.tokens[one - n] != self.tokens[other - n]), most)
 

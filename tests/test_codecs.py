@@ -265,3 +265,26 @@ def test_a_few_chunks_do_not_make_their_readers_wait_for_the_primer(
     chosen = chooser.choose(chunks, primer)
     assert [codings[number].codec for number, _ in chosen[8:]] == [CodecId.LM] * 10
     assert sum(codings[number].primer_bytes > 0 for number, _ in chosen[8:]) == following
+
+
+@pytest.mark.parametrize(("level", "saved", "tried"), [(6, 0, 5), (6, 40, 33), (8, 0, 33)])
+def test_some_chunks_show_whether_any_is_to_follow_the_primer(tiny, text, level, saved, tried):
+    """The others are then coded once, or twice; what is chosen is as if all had been."""
+
+    class Counting(Recorder):
+        def encode_after(self, chunks, afters):
+            self.asked += [chunk for chunk in chunks if len(afters) > 1]
+            blobs = [b"%d" % chunks_of[chunk] * 1000 for chunk in chunks]
+            return [[blob[:1000], *(blob[: 1000 - saved] for _ in afters[1:])] for blob in blobs]
+
+    chooser = Chooser(tiny, level, primer_bytes=1 << 13)
+    chooser._lm = recorder = Counting()
+    chunks = [text[i * 4096 : (i + 1) * 4096] for i in range(35)]
+    chunks_of = {chunk: i for i, chunk in enumerate(chunks)}
+    primer = chooser.primer()
+    chosen = chooser.choose(chunks, primer)
+    behind = chunks[2:]  # the primer
+    assert sorted(recorder.asked) == sorted(behind[::8] if tried == 5 else behind)
+    codings = chooser.codings(primer)
+    assert sum(codings[number].primer_bytes > 0 for number, _ in chosen[2:]) == (33 if saved else 0)
+    assert all(blob.startswith(b"%d" % i * 2) for i, (_, blob) in enumerate(chosen[2:], 2))

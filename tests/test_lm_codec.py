@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import reference_mixer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmfs.codecs.lm import MAX_LANES, LmCodec
+from lmfs.engines.native import NativeEngine
+from lmfs.engines.ort import OrtEngine
 from lmfs.errors import DamagedError
+from lmfs.profile import CoderProfile, profile_2
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +61,77 @@ def test_a_blob_does_not_depend_on_its_batch(codec, text):
 
 def test_more_chunks_than_lanes(codec, text):
     round_trip(codec, [text[k * 40 : k * 40 + 40] for k in range(MAX_LANES + 9)])
+
+
+@pytest.fixture(scope="module")
+def stranded(tiny) -> LmCodec:
+    """As under profile 5, but with shorter chunks."""
+    before = profile_2()
+    profile = CoderProfile("", before.table, before.mixer_data, strands=3, strands_from_bytes=90)
+    return LmCodec(tiny, profile)
+
+
+def in_strands(codec: LmCodec, chunk: bytes, after: bytes) -> bytes:
+    """The blob of a chunk as FORMAT.md says it, one step and one token at a time."""
+    vocabulary, strands = codec.tokenizer.vocabulary, codec.profile.strands
+    tokens = list(vocabulary.tokenize(chunk))
+    ends = list(itertools.accumulate(len(tokens[k::strands]) for k in range(strands)))
+    engine = NativeEngine(codec.package)
+    parts: list[list[tuple[int, np.ndarray]]] = []
+    for begin, end in itertools.pairwise([0, *ends]):
+        state, last, part = engine.start(1), codec.package.start_token, []
+        for token in tokens[begin:end]:
+            row, state = engine.step(state, np.array([last], np.int64))
+            part.append((token, row[0].copy()))
+            last = token
+        parts.append(part)
+    coded = [one for turn in itertools.zip_longest(*parts) for one in turn if one is not None]
+    spellings = [vocabulary.spell(np.array([k], np.uint16)) for k in range(len(vocabulary))]
+    mixer = reference_mixer.Mixer(codec.profile.mixer_data, spellings)
+    mixer.prime(after, len(after))
+    mixer.split(strands, len(chunk))
+    numbers, rows = zip(*coded, strict=True)
+    return reference_mixer.encode_tokens(mixer, numbers, rows, np.array(codec.profile.table))
+
+
+def test_strands_are_what_the_format_says(stranded, text):
+    primer, chunk = text[:70], text[500:720]
+    after = stranded.mixer.copy()
+    after.prime(primer, len(primer))
+    (blob,) = stranded.encode([chunk], after)
+    assert blob == in_strands(stranded, chunk, primer)
+    assert stranded.decode([blob], [len(chunk)], after) == [chunk]
+
+
+def test_strands_in_any_batch_and_engine(stranded, text, monkeypatch):
+    """Chunks of one strand and of three, of every length modulo three; windows and their ends."""
+    sizes = [1, 89, *range(90, 99), 700, 1500, 1501, 1502, 1503, 1504]
+    chunks = [text[200 * k : 200 * k + size] for k, size in enumerate(sizes)]
+    blobs = round_trip(stranded, chunks)
+    assert round_trip(stranded, chunks[::-1]) == blobs[::-1]
+    single = LmCodec(stranded.package, profile_2())
+    assert [a == b for a, b in zip(blobs, single.encode(chunks), strict=True)][:3] == [1, 1, 0]
+    monkeypatch.setattr("lmfs.codecs.lm.engine_for", lambda package: OrtEngine(package, threads=1))
+    assert round_trip(stranded, chunks) == blobs
+
+
+@settings(max_examples=40, deadline=None)
+@given(chunks=st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=5))
+def test_any_bytes_come_back_in_strands(stranded, chunks):
+    round_trip(stranded, chunks)
+
+
+def test_damaged_strands_never_crash(stranded, text):
+    chunk = text[:400]
+    (blob,) = stranded.encode([chunk])
+    random = np.random.default_rng(4)
+    for _ in range(60):
+        broken = bytearray(blob)
+        broken[random.integers(len(broken))] ^= 1 << int(random.integers(8))
+        size = len(chunk) + int(random.integers(-3, 4))
+        with contextlib.suppress(DamagedError):
+            (got,) = stranded.decode([bytes(broken)], [size])
+            assert len(got) == size
 
 
 MANY = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Callable
@@ -264,6 +265,106 @@ def test_the_reference_decodes_with_a_model() -> None:
     mixer = reference.Mixer(DATA, ENGLISH)
     got = reference.decode_tokens(mixer, encoder.finish(), 60, list(rows), TABLE)
     assert got == tokens.tolist()
+
+
+# --------------------------------------------------------------------------------------- strands
+
+
+def in_turns(tokens: list[int], strands: int) -> list[int]:
+    """FORMAT.md, "Strands": the strands' first tokens, then their second ones, ..."""
+    sizes = [len(tokens[k::strands]) for k in range(strands)]
+    ends = list(itertools.accumulate(sizes))
+    parts = [iter(tokens[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
+    return [next(parts[k % strands]) for k in range(len(tokens))]
+
+
+@dataclass(frozen=True)
+class Stranded:
+    chunk: bytes
+    strands: int
+    primer: bytes = b""
+    scale: float = 200.0
+    data: bytes = DATA
+
+
+STRANDED = {
+    "two": Stranded(ALICE, 2),
+    "four": Stranded(ALICE + log_lines(3), 4, ALICE[30:150]),
+    "one that is behind": Stranded(ALICE[:90] * 4, 4),  # each begins in a match with the one before
+    "repetition across": Stranded(noise(70) * 4, 3, noise(9)),
+    "the second has the first's end": Stranded(noise(60) + ALICE[:40] + noise(60), 2),
+    "tokens at the front of the memory": Stranded(b"ab" * 60 + noise(30) + b"ab" * 60, 5, scale=0),
+    "lines": Stranded(b"a,b\n\n\n,,\n1,22,333\r\n1,22,,333\n\xff\xfe,\n" * 5, 4, log_lines(2)),
+    "fewer tokens than strands": Stranded(b"the", 4),
+    "one token more": Stranded(b"\x00\x01\x02\x03\x04", 4),
+    "one strand": Stranded(ALICE[:80], 1, ALICE[80:160]),
+    "unlikely": Stranded(ALICE[:200], 4, data=extreme(9)),
+}
+
+
+@pytest.mark.parametrize("name", STRANDED)
+def test_strands_equal_the_reference(name: str) -> None:
+    case = STRANDED[name]
+    start, expected = native(ENGLISH, case.data), reference.Mixer(case.data, ENGLISH)
+    start.prime(case.primer, 50)
+    expected.prime(case.primer, 50)
+    vocabulary = Vocabulary(ENGLISH)
+    tokens = in_turns(list(vocabulary.tokenize(case.chunk)), case.strands)
+    rows = logits(4, len(tokens), len(ENGLISH), case.scale)
+    encoder = TokenEncoder(vocabulary, TABLE, start, case.strands, len(case.chunk))
+    for k in range(0, len(tokens), 7 * case.strands):
+        part = slice(k, k + 7 * case.strands)
+        encoder.push(rows[part], np.array(tokens[part], np.uint16))
+    blob = encoder.finish()
+    expected.split(case.strands, len(case.chunk))
+    assert blob == reference.encode_tokens(expected, tokens, list(rows), TABLE)
+    assert encoder.mixer is not None
+    assert encoder.mixer.adaptive() == expected.adaptive()
+
+    # Beside damaged lanes.
+    decoder = TokenDecoder(
+        *(vocabulary, TABLE, [blob, blob + b"\x55" * 9, b"\1\2"], [len(case.chunk)] * 2 + [300]),
+        [start] * 3,
+        case.strands,
+    )
+    assert decoder.strands == case.strands
+    spare = np.zeros((case.strands, len(ENGLISH)), np.int16)
+    for k in range(0, len(tokens), case.strands):
+        own = np.concatenate([rows[k : k + case.strands], spare])[: case.strands]
+        said = decoder.step(np.concatenate([own] * len(decoder.active)))
+        own_tokens = said[: case.strands].tolist()
+        wanted = tokens[k : k + case.strands]
+        assert own_tokens == wanted + [0] * (case.strands - len(wanted))
+    assert decoder.chunks()[0] == case.chunk
+
+
+def test_strands_learn_from_each_other() -> None:
+    """What one has seen the next one need not learn again: hardly longer than in one."""
+    vocabulary = Vocabulary(SINGLE)
+    tokens = list(vocabulary.tokenize(log_lines(60)))
+    rows = np.zeros((len(tokens), 256), np.int16)
+    sizes = []
+    for strands in (1, 4):
+        encoder = TokenEncoder(vocabulary, TABLE, native(SINGLE), strands, len(tokens))
+        encoder.push(rows, np.array(in_turns(tokens, strands), np.uint16))
+        sizes.append(len(encoder.finish()))
+    quarters = sum(
+        len(native(SINGLE).encode(bytes(tokens[k : k + 800]))) for k in range(0, 3200, 800)
+    )
+    assert sizes[1] < 0.7 * quarters
+    assert sizes[1] < 1.4 * sizes[0]
+
+
+def test_no_strands_are_refused() -> None:
+    vocabulary = Vocabulary(ENGLISH)
+    with pytest.raises(ValueError, match="no strands"):
+        TokenEncoder(vocabulary, TABLE, native(), 0)
+    with pytest.raises(ValueError, match="no strands"):
+        TokenDecoder(vocabulary, TABLE, [b""], [1], [native()], 0)
+    with pytest.raises(ValueError, match="expected 4 rows"):
+        TokenDecoder(vocabulary, TABLE, [b""], [1], [native()], 4).step(
+            np.zeros((1, len(ENGLISH)), np.int16)
+        )
 
 
 def test_a_lane_depends_on_its_own_state_only() -> None:

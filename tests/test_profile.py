@@ -18,6 +18,7 @@ from lmfs.profile import (
     profile_2,
     profile_3,
     profile_4,
+    profile_5,
     profile_by_id,
 )
 
@@ -26,6 +27,7 @@ from lmfs.profile import (
 PROFILE_2_ID = "e0ce3dbeedb1099104273b491ca3cfdc"
 PROFILE_3_ID = "e017c81bddc117541fa2f9abd1aa176e"
 PROFILE_4_ID = "6f169bed8fdf4aff07ff25667b5f621e"
+PROFILE_5_ID = "a8a1a335bb50880a636659eeac339115"
 
 
 def test_the_table_is_the_rounded_exponential() -> None:
@@ -84,6 +86,20 @@ def test_profile_4_sees_the_end_of_a_primer_with_the_model() -> None:
     assert profile.mixer_sizes == before.mixer_sizes
     assert before.model_tail_bytes == 0
     assert f" {profile.model_tail_bytes} bytes" in profile.description
+
+
+def test_profile_5_has_strands() -> None:
+    before, profile = profile_2(), profile_5()
+    assert profile.id.hex() == PROFILE_5_ID
+    assert profile_by_id(profile.id) is profile
+    assert (profile.table, profile.mixer_data) == (before.table, before.mixer_data)
+    assert (profile.mixer_sizes, profile.model_tail_bytes) == (before.mixer_sizes, 0)
+    assert f"{profile.strands_from_bytes} bytes and more has {profile.strands} strands" in (
+        profile.description
+    )
+    assert [profile.strands_of(size) for size in (1, 8191, 8192, 1 << 24)] == [1, 1, 4, 4]
+    for other in (PROFILE_1, profile_2(), profile_3(), profile_4()):
+        assert {other.strands_of(size) for size in (1, 8192, 1 << 24)} == {1}
 
 
 def test_what_the_mixers_tables_hold() -> None:

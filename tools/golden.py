@@ -1,6 +1,6 @@
 """Write the golden file of a released model: a container that must decode for ever.
 
-    python -m lmfs_tools.golden tests/data [MODEL] [--level N]
+    python -m lmfs_tools.golden tests/data [MODEL] [--level N] [--chunk-size BYTES]
 
 Owns: what is in it. Run once for each released model and coder profile, then never for that one
 again.
@@ -22,9 +22,9 @@ from lmfs.models import registry
 CHUNK_SIZE = 2048
 
 
-def content(data: pathlib.Path) -> bytes:
+def content(data: pathlib.Path, chunk_size: int) -> bytes:
     """Prose, a log, bytes that are no text, characters cut by chunk edges, a short end."""
-    prose = (data / "alice29.txt").read_bytes()[5000:9000]
+    prose = (data / "alice29.txt").read_bytes()[5000:][: max(4000, chunk_size * 5 // 4)]
     log = (data / "dpkg.log").read_bytes()[:3000]
     noise = b"".join(hashlib.sha256(bytes([k])).digest() for k in range(160))
     return prose + log + noise + "ünïcödé – ".encode() * 40 + b"\x00\xff\xfe end"
@@ -35,15 +35,18 @@ def main() -> None:
     parser.add_argument("data", type=pathlib.Path)
     parser.add_argument("model", nargs="?", default=registry.DEFAULT_MODEL)
     parser.add_argument("--level", type=int, default=DEFAULT_LEVEL, help="9 has profile 4")
+    parser.add_argument("--chunk-size", type=int, default=CHUNK_SIZE, help="8192: with strands")
     args = parser.parse_args()
     model = registry.shipped(args.model)
     level = "" if args.level == DEFAULT_LEVEL else f"-level-{args.level}"
+    if args.chunk_size != CHUNK_SIZE:
+        level += f"-chunks-{args.chunk_size}"
     path = args.data / "golden" / f"1.0-{args.model}{level}.lmz"
     if path.exists():
         raise SystemExit(f"{path} is there already: golden files are never written anew")
-    data = content(args.data)
+    data = content(args.data, args.chunk_size)
     buffer = io.BytesIO()
-    with LmzWriter(buffer, chunk_size=CHUNK_SIZE, chooser=Chooser(model, args.level)) as writer:
+    with LmzWriter(buffer, chunk_size=args.chunk_size, chooser=Chooser(model, args.level)) as writer:
         writer.write(data)
     path.write_bytes(buffer.getvalue())
     with LmzReader(path, model_search=[model.path]) as reader:

@@ -7,6 +7,7 @@ before a fork; codecs are thread-safe.
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from collections.abc import Sequence
 from typing import Any
@@ -22,8 +23,8 @@ from .threads import Work, queue
 
 MAX_LANES = 64
 STATES_BYTES = 320 << 20  # that their mixers may take
-SLICE_TOKENS = 128  # of all lanes together, some 8 ms
-ENCODE_WINDOW = 128  # tokens, some 8 ms
+SLICE_TOKENS = 256  # of all lanes together, some 7 ms
+ENCODE_WINDOW = 128  # tokens of a chunk, some 4 ms
 
 
 class LmCodec:
@@ -134,36 +135,58 @@ class _Encoding(Work):
         self.ideal_bits: list[float] = []
 
     def _begin(self) -> None:
-        codec = self._codec
+        codec, size = self._codec, len(self._chunk)
         vocabulary, table = codec.tokenizer.vocabulary, codec.profile.table
-        self._tokens = vocabulary.tokenize(self._chunk)
-        # What the model is fed is the token before each.
-        inputs = array("q", [codec.package.start_token])
-        inputs.extend(self._tokens[:-1])
-        self._inputs = memoryview(inputs)
+        strands = codec.profile.strands_of(size)
+        self._tokens, self._inputs = _in_strands(
+            vocabulary.tokenize(self._chunk), strands, codec.package.start_token
+        )
         self._engine = engine_for(codec.package)
-        self._state = self._engine.start(1, sequence=True)
+        self._state = self._engine.start(strands, sequence=True)
         self._encoders = [
-            TokenEncoder(vocabulary, table, after or codec.mixer) for after in self._afters
+            TokenEncoder(vocabulary, table, after or codec.mixer, strands, size)
+            for after in self._afters
         ]
 
     def advance(self, together: Sequence[Any], alone: bool) -> None:
         if not self._encoders:
             self._begin()
-        window = slice(self._at, self._at + ENCODE_WINDOW)
-        tokens = self._tokens[window]
-        if len(tokens):
+        strands = len(self._inputs)
+        rounds = ENCODE_WINDOW // strands
+        tokens = self._tokens[self._at * strands : (self._at + rounds) * strands]
+        if tokens:
+            inputs = array("q")
+            for strand in self._inputs:
+                inputs += strand[self._at : self._at + rounds]
             self._state = self._engine.encode(
-                self._state, self._encoders, self._inputs[window], tokens, alone=alone
+                self._state, self._encoders, inputs, tokens, alone=alone
             )
-        self._at += ENCODE_WINDOW
-        if self._at >= len(self._tokens):
+        self._at += rounds
+        if self._at * strands >= len(self._tokens):
             self.blobs = [encoder.finish() for encoder in self._encoders]
             self.ideal_bits = [encoder.ideal_bits for encoder in self._encoders]
             if self._keep_mixer:
                 self.mixer = self._encoders[0].mixer
             self._encoders = []  # and with them their mixers
             self.done = True
+
+
+def _in_strands(
+    tokens: memoryview, strands: int, start_token: int
+) -> tuple[array[int], list[array[int]]]:
+    """A chunk's tokens in the order of coding, and what the model is fed before them: for each
+    strand, of one length. FORMAT.md, "Strands"."""
+    rounds = -(-len(tokens) // strands)
+    in_turns = array("H", tokens)
+    inputs = []
+    end = 0
+    for k in range(strands):
+        begin, end = end, end + len(range(k, len(tokens), strands))
+        memoryview(in_turns)[k::strands] = tokens[begin:end]
+        fed = array("q", [start_token])
+        fed.extend(tokens[begin:end])
+        inputs.append(fed[:rounds])
+    return in_turns, inputs
 
 
 class _Decoding(Work):
@@ -173,21 +196,22 @@ class _Decoding(Work):
         self, codec: LmCodec, engine: Any, blob: bytes, size: int, start: Mixer | None
     ) -> None:
         self.group = self._engine = engine
-        self.most = engine.lanes
+        self._strands = codec.profile.strands_of(size)
+        self.most = max(1, engine.lanes // self._strands)
         if start is not None:
-            self.most = max(1, min(engine.lanes, STATES_BYTES // start.used_bytes))
+            self.most = max(1, min(self.most, STATES_BYTES // start.used_bytes))
         self._codec, self._blob, self._size, self._start = codec, blob, size, start
         self._decoder: TokenDecoder | None = None
-        self._token = codec.package.start_token
+        self._tokens = array("q", [codec.package.start_token] * self._strands)
         self.result: bytes | None = None
 
     def _begin(self) -> None:
         if self._decoder is None:
             self._decoder = TokenDecoder(
                 self._codec.tokenizer.vocabulary, self._codec.profile.table, [self._blob],
-                [self._size], None if self._start is None else [self._start],
+                [self._size], None if self._start is None else [self._start], self._strands,
             )  # fmt: skip
-            self._state = self._engine.start(1)
+            self._state = self._engine.start(self._strands)
 
     def advance(self, together: Sequence[_Decoding], alone: bool) -> None:
         for lane in together:
@@ -196,13 +220,15 @@ class _Decoding(Work):
         if not lanes:
             return
         state = self._engine.join([lane._state for lane in lanes])
-        tokens = array("q", [lane._token for lane in lanes])
+        tokens = array("q", itertools.chain.from_iterable(lane._tokens for lane in lanes))
         decoders = [lane._decoder for lane in lanes]
-        steps = max(1, SLICE_TOKENS // len(lanes))
+        steps = max(1, SLICE_TOKENS // len(tokens))
         state = self._engine.decode(state, decoders, tokens, steps, alone=alone)
-        for k, lane in enumerate(lanes):
-            lane._token = tokens[k]
-            lane._state = self._engine.select(state, array("q", [k]))
+        end = 0
+        for lane in lanes:
+            begin, end = end, end + lane._strands
+            lane._tokens = tokens[begin:end]
+            lane._state = self._engine.select(state, array("q", range(begin, end)))
             lane._end()
 
     def _end(self) -> bool:

@@ -91,7 +91,7 @@ class NativeEngine:
         *,
         alone: bool = False,
     ) -> Lanes:
-        """A sequence of one lane and its encoders; see lmfs.types.Engine."""
+        """A sequence of one chunk and its encoders; see lmfs.types.Engine."""
         encode(self.core, state, encoders, inputs, tokens, alone)
         return state
 

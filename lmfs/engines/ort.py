@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
+from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +36,6 @@ except ImportError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from array import array
-
     from typing_extensions import Buffer
 
 Provider = str | tuple[str, dict[str, Any]]
@@ -162,10 +161,11 @@ class OrtEngine:
         *,
         alone: bool = False,
     ) -> LaneState:
-        """A sequence of one lane and its encoders; see lmfs.types.Engine."""
-        logits, state = self.sequence(state, np.asarray(inputs)[None])
+        """A sequence of one chunk and its encoders; see lmfs.types.Engine."""
+        logits, state = self.sequence(state, np.asarray(inputs).reshape(state.lanes, -1))
+        in_turns = logits.transpose(1, 0, 2).reshape(-1, self.vocab)[: len(memoryview(tokens))]
         for encoder in encoders:
-            encoder.push(logits[0], tokens)
+            encoder.push(in_turns, tokens)
         return state
 
     def decode(
@@ -181,8 +181,10 @@ class OrtEngine:
         its own: `alone` changes nothing."""
         for _ in range(steps):
             logits, state = self.step(state, np.asarray(tokens))
-            for k, decoder in enumerate(decoders):
-                tokens[k] = int(decoder.step(logits[k : k + 1])[0])
+            end = 0
+            for decoder in decoders:
+                begin, end = end, end + decoder.strands
+                tokens[begin:end] = array("q", decoder.step(logits[begin:end]).tolist())
             if not all(len(decoder.active) for decoder in decoders):
                 break
         return state

@@ -97,6 +97,8 @@ class TokenEncoder:
     """Codes one chunk.
 
     mixer: refines the model's probabilities; it is copied
+    strands: that the chunk is coded in (FORMAT.md, "Strands")
+    size: of the chunk in bytes, needed for strands
     table: uint32 (n,), n at most 65,536: the frequency of a token by its logit's distance below
         the step's largest; never rising, at most 2^24, at least 1; the last entry serves any
         larger distance
@@ -104,7 +106,12 @@ class TokenEncoder:
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, table: Buffer, mixer: Mixer | None = None
+        self,
+        vocabulary: Vocabulary,
+        table: Buffer,
+        mixer: Mixer | None = None,
+        strands: int = 1,
+        size: int = 0,
     ) -> None: ...
     @property
     def mixer(self) -> Mixer | None:
@@ -112,6 +119,8 @@ class TokenEncoder:
 
     def push(self, logits: NDArray[np.int16], tokens: Buffer) -> None:
         """Code tokens, uint16 (time,), under logits (time, vocab), whose rows must be contiguous.
+
+        Of strands, the first token of each comes first, then the second of each.
 
         raises: ValueError for another shape, a token outside the vocabulary, or after finish()
         """
@@ -124,10 +133,11 @@ class TokenEncoder:
         """The sum of -log2 of the node probabilities coded so far. For measurement only."""
 
 class TokenDecoder:
-    """Decodes many chunks, one a lane, in lockstep.
+    """Decodes many chunks in lockstep; a lane here is a chunk.
 
     blobs, sizes: one a lane; sizes are the chunks' in bytes
     mixers: one a lane, copied; None where the model's probabilities are not mixed
+    strands: that each is coded in
     """
 
     def __init__(
@@ -137,13 +147,17 @@ class TokenDecoder:
         blobs: Sequence[bytes],
         sizes: Sequence[int],
         mixers: Sequence[Mixer] | None = None,
+        strands: int = 1,
     ) -> None: ...
+    @property
+    def strands(self) -> int: ...
     @property
     def active(self) -> memoryview:
         """int64: the numbers of the lanes that are not finished, ascending."""
 
     def step(self, logits: NDArray[np.int16]) -> NDArray[np.int64]:
-        """Decode one token in every active lane: logits (active, vocab) -> tokens (active,).
+        """Decode a token in every strand of every active lane: logits (active * strands, vocab) ->
+        tokens (active * strands,), 0 for a strand whose turn does not come any more.
 
         Lanes that this token finishes or shows to be damaged are gone from `active` afterwards.
         raises: ValueError for another shape
@@ -218,7 +232,7 @@ def encode(
     tokens: Buffer,
     alone: bool,
 ) -> None:
-    """Move one lane by inputs, int64 (time,), and code tokens, uint16 (time,), with all encoders.
+    """Move the strands of a chunk, a lane each, and code their tokens; see lmfs.types.Engine.
 
     raises: ValueError where these do not fit each other
     """
@@ -239,10 +253,10 @@ def advance(
     steps: int,
     alone: bool,
 ) -> int:
-    """At most `steps` steps of the lanes, each with a decoder of one lane; how many were done.
+    """At most `steps` steps of the lanes with decoders of one chunk each; how many were done.
 
     tokens: int64 (lanes,) the last token of each; replaced by the newest
-    Ends where a lane does. raises: ValueError where these do not fit each other, or a lane is done
+    Ends where a chunk does. raises: ValueError where these do not fit, or a chunk is done
     """
 
 def usable_isas() -> list[str]:

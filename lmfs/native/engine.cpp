@@ -13,6 +13,10 @@
 #endif
 
 namespace lmfs::engine {
+
+// From so many lanes for each of some threads on, each had better step lanes of its own.
+constexpr std::size_t kLanesOfThread = 3;
+
 // The buffers of one piece of work, for a team of some size.
 class Engine::Room {
 public:
@@ -133,7 +137,9 @@ void Engine::run(Lanes& lanes, const std::int64_t* tokens, std::size_t time,
         }
     };
     const std::size_t threads = alone ? 1 : workers_.threads();
-    if (lanes.size() < threads) {  // fewer than one each: they run them together
+    // Steps of few lanes take as long as it takes to read the weights: threads read a part of them
+    // each, and step the lanes together.
+    if (threads > 1 && lanes.size() < threads * (time == 1 ? kLanesOfThread : 1)) {
         const std::size_t most = std::min(threads, model_.sizes().width / kBlock);
         std::unique_ptr<Room> room = take_room(most);
         const std::size_t count = std::min(lanes.size(), kRows);

@@ -15,9 +15,11 @@
 //   matches   the token that followed the longest and the latest repetition; they vote
 //   model     the model's probability, where a model runs
 //
+// A chunk may be coded in strands (FORMAT.md): parts that go on side by side, token by token in turns,
+// each with contexts of its own, while what is learned is everybody's.
+//
 // Everything is integer arithmetic that no compiler or machine may do differently: wrapping sums are
-// unsigned, shifts of negative numbers are arithmetic (C++20). All tables, and the adaptive state that
-// a lane starts from, are the coder profile's (lmfs/profile.py); FORMAT.md specifies the rest.
+// unsigned, shifts of negative numbers are arithmetic (C++20). FORMAT.md specifies all of it.
 //
 // Units: a *stretched* probability is ln(p / (1 - p)) in 1/128 nat, from -2047 to 2047; weights have
 // 13 fractional bits; probabilities 22, 16 where noted.
@@ -30,9 +32,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
-#include <cstring>
 #include <memory>
-#include <new>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -42,158 +42,15 @@
 #if defined(__SSE2__)
 #include <emmintrin.h>
 #endif
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include "frequencies.hpp"
+#include "mixer_profile.hpp"
 #include "range_coder.hpp"
 #include "vocabulary.hpp"
 
 namespace lmfs {
 
-namespace mixing {
-
-inline constexpr int kPlainContexts = 12;  // those that do not know of a guess
-inline constexpr int kContexts = 24;
-inline constexpr int kRuns = 10;
-inline constexpr int kRunsOfNodes = 5;  // so many of them are inputs at nodes
-inline constexpr int kMatches = 2;
-inline constexpr int kVotes = kMatches + kRuns;
-// At nodes: stretched and linear of each context, matches, runs, model; a multiple of 8.
-inline constexpr int kInputs = 56;
-inline constexpr int kFirstMatch = 2 * kContexts;
-inline constexpr int kFirstRun = kFirstMatch + kMatches;
-inline constexpr int kModelInput = kFirstRun + kRunsOfNodes;
-static_assert(kModelInput + 1 == kInputs);
-// Of a guess: votes, a constant, model; a multiple of 8.
-inline constexpr int kGuessInputs = 16;
-inline constexpr int kConstantInput = kVotes;
-inline constexpr int kGuessModelInput = kVotes + 1;
-inline constexpr int kConstant = 256;
-inline constexpr std::uint32_t kGuessFrom = 1 << 14;  // of a vote's p16
-inline constexpr int kRunBitsOfSet = 8;  // runs whose agreement chooses a weight set
-
-inline constexpr int kSets = 3;
-inline constexpr int kLevelsOfSlot = 3;
-inline constexpr int kGroups = 4;  // slots of a path that are told apart
-inline constexpr int kMaxStretch = 2047;
-inline constexpr int kWeightBits = 13;
-inline constexpr int kKnots = 33;
-inline constexpr std::array<int, kMatches> kMinMatch{5, 2};
-// The contexts that have runs.
-inline constexpr std::array<int, kRuns> kRunContext{1, 2, 4, 8, 9, 3, 5, 10, 11, 7};
-inline constexpr int kMapLimit = 255;
-
-// A probability of 22 bits and, below it, a count of 10: it moves by 1 / (count + 1.5).
-using Counter = std::uint32_t;
-
-// Learned before and shipped with the profile; every lane has its own copy and goes on learning.
-// Plain memory: the profile stores it as little-endian integers in this order.
-struct Adaptive {
-    Counter history[kContexts][kGroups][256];
-    Counter match[kMatches][16][8];
-    Counter run[kRunsOfNodes][2][256];
-    Counter vote_match[kMatches][16][8];  // of votes being right
-    Counter vote_run[kRuns][256];
-    Counter guess_match[kMatches][2][16][8];  // of guesses, by whether the vote agrees
-    Counter guess_run[kRuns][2][256];
-    std::int16_t by_vote[2][kVotes][16][kGuessInputs];
-    std::int16_t by_count[2][12][12][kGuessInputs];
-    std::int16_t by_voters[2][2][1 << kRunBitsOfSet][kGuessInputs];
-    std::uint16_t by_guess[1024][kKnots];
-    std::uint16_t by_against[kVotes][16][kKnots];
-    std::int16_t by_match[2][16][4][2][kInputs];
-    std::int16_t by_order[2][6][8][4][kInputs];
-    std::int16_t by_level[16][kContexts + 1][2][kInputs];
-    std::int16_t final[2][16][4][4];  // the fourth of four is not used
-    std::uint16_t by_node[2048][kKnots];
-    std::uint16_t by_expected[16][2][16][kKnots];
-    std::uint16_t by_token[1024][kKnots];
-};
-
-// Powers of two of what a lane remembers of texts; the profile's description says them.
-struct Sizes {
-    int slots;   // of all contexts together
-    int runs;    // of one context
-    int places;  // of one match
-};
-
-// Never learned.
-struct Tables {
-    std::int16_t stretch[4096 + 2 * 4096];  // by p / 16; by p below 4096; by 65535 - p likewise
-    std::uint32_t squash[4096];             // 22 bits, by stretched + 2048
-    std::uint16_t reciprocal[1024];         // 65536 / (count + 1.5)
-    std::uint8_t next[2][256];              // bit history after a bit
-    std::uint8_t seen[256];                 // how much a history has seen: what is kept longest
-};
-
-// For large tables that are read at random: they begin at a cache line, and have pages of 2 MiB where
-// they are long enough and the system has them.
-template <class T>
-struct HugePages {
-    using value_type = T;
-    static constexpr std::size_t kPage = std::size_t{2} << 20;
-    static constexpr std::size_t kLine = 64;
-
-    T* allocate(std::size_t count) {
-        const std::size_t wanted = count * sizeof(T);
-        const bool large = wanted >= 2 * kPage;
-        const std::size_t unit = large ? kPage : kLine;
-        const std::size_t bytes = (wanted + unit - 1) / unit * unit;
-        void* at = std::aligned_alloc(unit, bytes);
-        if (!at) throw std::bad_alloc();
-#if defined(__linux__)
-        if (large) madvise(at, bytes, MADV_HUGEPAGE);
-#endif
-        return static_cast<T*>(at);
-    }
-    void deallocate(T* at, std::size_t) { std::free(at); }
-    bool operator==(const HugePages&) const { return true; }
-};
-
-}  // namespace mixing
-
-class MixerProfile {
-public:
-    static constexpr std::size_t kBytes = sizeof(mixing::Tables) + sizeof(mixing::Adaptive);
-
-    MixerProfile(std::string_view bytes, mixing::Sizes sizes) : sizes(sizes) {
-        if (bytes.size() != kBytes)
-            throw std::invalid_argument("mixer profile: expected " + std::to_string(kBytes) +
-                                        " bytes, got " + std::to_string(bytes.size()));
-        std::memcpy(&tables, bytes.data(), sizeof tables);
-        std::memcpy(&initial, bytes.data() + sizeof tables, sizeof initial);
-        check();
-    }
-
-    mixing::Tables tables;
-    mixing::Adaptive initial;
-    mixing::Sizes sizes;
-
-private:
-    // What the loops rely on instead of looking.
-    void check() const {
-        for (const int bits : {sizes.slots, sizes.runs, sizes.places})
-            if (bits < 2 || bits > 24)
-                throw std::invalid_argument("mixer profile: sizes are 2 to 24 bits");
-        for (const auto& context : initial.history)
-            for (const auto& group : context)
-                if (group[0] >> 16 != 32768)
-                    throw std::invalid_argument("mixer profile: history 0 says something");
-        if (tables.stretch[2048] != 0)
-            throw std::invalid_argument("mixer profile: one half is not stretched to 0");
-        const auto [least, most] = std::minmax_element(std::begin(tables.stretch),
-                                                       std::end(tables.stretch));
-        if (*least < -mixing::kMaxStretch || *most > mixing::kMaxStretch)
-            throw std::invalid_argument("mixer profile: a stretched probability is too large");
-        for (const std::uint32_t p : tables.squash)
-            if (p >= kProbabilityOne)
-                throw std::invalid_argument("mixer profile: a probability is too large");
-    }
-};
-
-// One lane: a chunk, after its primer. Copies are independent.
+// The state of one chunk, after its primer. Copies are independent.
 class Mixer {
 public:
     Mixer(std::shared_ptr<const MixerProfile> profile, std::shared_ptr<const Vocabulary> vocabulary)
@@ -209,16 +66,27 @@ public:
         slots_.assign(std::size_t{1} << sizes.slots, Slot{});
         runs_.assign(std::size_t{mixing::kRuns} << sizes.runs, Run{});
         for (auto& places : places_) places.assign(std::size_t{1} << sizes.places, 0);
-        text_.assign(1, '\n');
         tokens_.assign(kBefore, 0);
-        matches_ = {};
-        line_ = 1;
-        fields_.assign(1, 1);
-        fields_above_.assign(1, 0);
-        word_ = word_before_ = field_ = first_field_ = 0;
-        line_shape_ = field_shape_ = 0;
-        shapes_before_ = {};
-        after_digit_ = contradicts_ = hashed_ = false;
+        strands_.assign(1, Strand{});
+        turn_ = 0;
+        contradicts_ = false;
+    }
+
+    // What follows is one text of at most so many tokens, cut into strands that go on side by side:
+    // each call of `token` is for the next strand, the first one's again behind the last. All begin
+    // behind what was seen so far; what is learned, all know.
+    void split(std::size_t strands, std::size_t tokens) {
+        if (strands_.size() != 1 || strands == 0) throw std::invalid_argument("mixer: strands");
+        if (strands == 1) return;
+        strands_.assign(strands, strands_.front());
+        const std::size_t room = tokens / strands + 1 + kBefore;
+        const std::size_t begin = tokens_.size();
+        tokens_.resize(begin + strands * room, 0);
+        for (std::size_t k = 1; k < strands; ++k) {
+            strands_[k].end = begin + k * room;
+            std::copy_n(tokens_.begin() + static_cast<std::ptrdiff_t>(begin - kBefore), kBefore,
+                        tokens_.begin() + static_cast<std::ptrdiff_t>(strands_[k].end - kBefore));
+        }
     }
 
     // The next token. `decide(other, p1, guess)` gives its bits: whether it is `other` (a guess), or
@@ -244,14 +112,15 @@ public:
         return bits;
     }
 
-    // Have the memory that the next token needs come nearer; for when there is something else to do
-    // before it.
-    void foresee() {
-        if (!hashed_) hash_contexts();
-        for (std::size_t k = 0; k < mixing::kRuns; ++k) prefetch(run_at(k, run_hash(k)));
+    // Have the memory come nearer that the token `ahead` of the next one needs, at most one of each
+    // strand; for when there is something else to do before it.
+    void foresee(std::size_t ahead = 0) {
+        Strand& strand = strands_[(turn_ + ahead) % strands_.size()];
+        if (!strand.hashed) hash_contexts(strand);
+        for (std::size_t k = 0; k < mixing::kRuns; ++k) prefetch(run_at(k, run_hash(strand, k)));
         const std::uint32_t place = place_of(1);
         for (std::size_t i = 0; i < mixing::kPlainContexts; ++i)
-            prefetch(slot_at(hash(contexts_[i], place)));
+            prefetch(slot_at(hash(strand.contexts[i], place)));
     }
 
     // Whether some path led to the token that was just denied: no encoder says so. A decoder takes it
@@ -263,7 +132,8 @@ public:
     std::size_t used_bytes() const {
         std::size_t bytes = sizeof *this + slots_.size() * sizeof(Slot) + runs_.size() * sizeof(Run);
         for (const auto& places : places_) bytes += places.size() * sizeof places[0];
-        return bytes + text_.size() + tokens_.size() * sizeof tokens_[0];
+        for (const Strand& strand : strands_) bytes += sizeof strand + strand.text.size();
+        return bytes + tokens_.size() * sizeof tokens_[0];
     }
     const Vocabulary& vocabulary() const { return *vocabulary_; }
 
@@ -283,8 +153,33 @@ private:
         std::uint32_t misses = 0;
     };
 
-    static constexpr std::size_t kBefore = 8;  // so that tokens_[size - 8] always exists
+    static constexpr std::size_t kBefore = 8;  // so that tokens_[end - 8] always exists
     static constexpr std::uint32_t kLongest = 32;
+
+    // Where a text goes on.
+    struct Strand {
+        std::size_t end = kBefore;  // in tokens_: where the next one goes
+        std::string text = "\n";    // since the line above began
+        std::array<Match, mixing::kMatches> matches{};
+        std::array<std::uint32_t, mixing::kContexts> contexts{};
+        std::uint32_t line = 1;  // where it begins, in text
+        std::vector<std::uint32_t> fields{1}, fields_above{0};
+        std::uint32_t word = 0, word_before = 0, field = 0, first_field = 0;
+        // Shapes: what stands there with every number read as one digit.
+        std::uint32_t line_shape = 0, field_shape = 0;
+        std::array<std::uint32_t, 2> shapes_before{};
+        bool after_digit = false;
+        bool hashed = false;  // contexts is that of the next token
+
+        // Of the text, what stands before the line above.
+        void forget_lines() {
+            const std::uint32_t before = fields_above.front();
+            text.erase(0, before);
+            line -= before;
+            for (std::uint32_t& at : fields_above) at -= before;
+            fields.front() -= before;
+        }
+    };
 
     static std::uint32_t hash(std::uint32_t a, std::uint32_t b) {
         std::uint32_t h = a * 0x9E3779B1u ^ (b + 0x7F4A7C15u) * 0x85EBCA6Bu;
@@ -409,8 +304,8 @@ private:
         return static_cast<std::uint32_t>(node) * 0x2545F491u;
     }
 
-    std::uint32_t run_hash(std::size_t k) const {
-        return hash(contexts_[static_cast<std::size_t>(mixing::kRunContext[k])], 77);
+    static std::uint32_t run_hash(const Strand& strand, std::size_t k) {
+        return hash(strand.contexts[static_cast<std::size_t>(mixing::kRunContext[k])], 77);
     }
 
     Run* run_at(std::size_t k, std::uint32_t hashed) {
@@ -429,14 +324,16 @@ private:
         std::array<std::size_t, mixing::kMatches> misses{};
     };
 
-    void hash_contexts();
-    void hash_contexts_after(std::uint32_t guessed);
-    Votes ask();
+    void hash_contexts(Strand& strand);
+    void hash_contexts_after(Strand& strand, std::uint32_t guessed);
+    Votes ask(const Strand& strand);
     template <typename Decide>
-    bool guess(const Votes& votes, std::size_t best, const Cumulative* model, Decide&& decide);
+    bool guess(const Votes& votes, std::size_t best, std::uint32_t last, const Cumulative* model,
+               Decide&& decide);
     template <typename Decide>
-    std::size_t path(Votes& votes, std::size_t guessed, const Cumulative* model, Decide&& decide);
-    void remember(std::size_t token);
+    std::size_t path(Strand& strand, Votes& votes, std::size_t guessed, const Cumulative* model,
+                     Decide&& decide);
+    void remember(Strand& strand, std::size_t token);
 
     // Where a probability lies between the knots of a map.
     struct Place {
@@ -468,10 +365,11 @@ private:
         return std::clamp(sum >> mixing::kWeightBits, -mixing::kMaxStretch, mixing::kMaxStretch);
     }
 
-    std::uint32_t four_bytes(std::size_t at, std::size_t end) const {
+    // Of what stands above.
+    static std::uint32_t four_bytes(const Strand& strand, std::size_t at) {
         std::uint32_t bytes = 0;
-        for (std::size_t i = 0; i < 4 && at + i < end; ++i)
-            bytes |= std::uint32_t{static_cast<std::uint8_t>(text_[at + i])} << (8 * i);
+        for (std::size_t i = 0; i < 4 && at + i < strand.line; ++i)
+            bytes |= std::uint32_t{static_cast<std::uint8_t>(strand.text[at + i])} << (8 * i);
         return bytes;
     }
 
@@ -481,81 +379,74 @@ private:
     std::vector<Slot, mixing::HugePages<Slot>> slots_;
     std::vector<Run, mixing::HugePages<Run>> runs_;
     std::array<std::vector<std::uint32_t>, mixing::kMatches> places_;
-    std::string text_;
-    std::vector<std::uint16_t> tokens_;
-    std::array<Match, mixing::kMatches> matches_{};
-    std::array<std::uint32_t, mixing::kContexts> contexts_{};
-    std::uint32_t line_ = 0;  // where it begins, in text_
-    std::vector<std::uint32_t> fields_, fields_above_;
-    std::uint32_t word_ = 0, word_before_ = 0, field_ = 0, first_field_ = 0;
-    // Shapes: what stands there with every number read as one digit.
-    std::uint32_t line_shape_ = 0, field_shape_ = 0;
-    std::array<std::uint32_t, 2> shapes_before_{};
-    bool after_digit_ = false;
+    std::vector<std::uint16_t> tokens_;  // of all strands
+    std::vector<Strand> strands_;
+    std::size_t turn_ = 0;  // whose the next token is
     bool contradicts_ = false;
-    bool hashed_ = false;  // contexts_ is that of the next token
 };
 
-inline void Mixer::hash_contexts() {
-    const std::size_t field = fields_.size() - 1;
-    const std::size_t offset = text_.size() - fields_.back();
+inline void Mixer::hash_contexts(Strand& strand) {
+    const std::size_t field = strand.fields.size() - 1;
+    const std::size_t offset = strand.text.size() - strand.fields.back();
     // What stands above, at this place of the same field.
     std::uint32_t above = 0;
-    if (field < fields_above_.size()) above = four_bytes(fields_above_[field] + offset, line_);
-    const std::uint16_t* last = tokens_.data() + tokens_.size();
+    if (field < strand.fields_above.size())
+        above = four_bytes(strand, strand.fields_above[field] + offset);
+    const std::uint16_t* last = tokens_.data() + strand.end;
     const auto at = [last](int k) { return std::uint32_t{last[-k]} + 1; };
     const auto number = static_cast<std::uint32_t>(field);
 
     std::uint32_t h = 0;
-    contexts_[0] = 0;
-    for (int k = 1; k <= 4; ++k) contexts_[static_cast<std::size_t>(k)] = h = hash(h, at(k));
-    contexts_[5] = hash(hash(h, at(5)), at(6));
-    contexts_[6] = hash(hash(shapes_before_[0], shapes_before_[1]), field_shape_);
-    contexts_[7] = hash(word_, word_before_);
-    contexts_[8] = hash(above, at(1));
-    contexts_[9] = hash(above & 0xFFFFFF, hash(number, field_));
-    contexts_[10] = hash(hash(field_, number), first_field_);
-    contexts_[11] = hash(line_shape_, 1);
+    strand.contexts[0] = 0;
+    for (int k = 1; k <= 4; ++k) strand.contexts[static_cast<std::size_t>(k)] = h = hash(h, at(k));
+    strand.contexts[5] = hash(hash(h, at(5)), at(6));
+    strand.contexts[6] =
+        hash(hash(strand.shapes_before[0], strand.shapes_before[1]), strand.field_shape);
+    strand.contexts[7] = hash(strand.word, strand.word_before);
+    strand.contexts[8] = hash(above, at(1));
+    strand.contexts[9] = hash(above & 0xFFFFFF, hash(number, strand.field));
+    strand.contexts[10] = hash(hash(strand.field, number), strand.first_field);
+    strand.contexts[11] = hash(strand.line_shape, 1);
     for (std::uint32_t k = 0; k < mixing::kPlainContexts; ++k)
-        contexts_[k] = hash(contexts_[k], 0x9E37 * (k + 1));
-    hashed_ = true;
+        strand.contexts[k] = hash(strand.contexts[k], 0x9E37 * (k + 1));
+    strand.hashed = true;
 }
 
 // The others, behind a wrong guess (its token plus 1) or none (0).
-inline void Mixer::hash_contexts_after(std::uint32_t guessed) {
-    const std::uint16_t* last = tokens_.data() + tokens_.size();
+inline void Mixer::hash_contexts_after(Strand& strand, std::uint32_t guessed) {
+    const std::uint16_t* last = tokens_.data() + strand.end;
     const auto at = [last](int k) { return std::uint32_t{last[-k]} + 1; };
-    const auto field = static_cast<std::uint32_t>(fields_.size() - 1);
-    contexts_[12] = hash(guessed, at(1));
-    contexts_[13] = hash(hash(guessed, field), field_);
-    contexts_[14] = hash(guessed, line_shape_);
-    contexts_[15] = hash(hash(guessed, at(1)), at(2));
-    contexts_[16] = hash(guessed, first_field_);
-    contexts_[17] = hash(guessed, hash(word_, word_before_));
-    contexts_[18] = hash(hash(guessed, field), first_field_);
-    contexts_[19] = hash(hash(shapes_before_[0], field_shape_), field);
-    contexts_[20] = hash(guessed, 1);
-    contexts_[21] = hash(hash(guessed, at(2)), at(3));
-    contexts_[22] = hash(at(1), at(3));
-    contexts_[23] = hash(at(2), at(3));
+    const auto field = static_cast<std::uint32_t>(strand.fields.size() - 1);
+    strand.contexts[12] = hash(guessed, at(1));
+    strand.contexts[13] = hash(hash(guessed, field), strand.field);
+    strand.contexts[14] = hash(guessed, strand.line_shape);
+    strand.contexts[15] = hash(hash(guessed, at(1)), at(2));
+    strand.contexts[16] = hash(guessed, strand.first_field);
+    strand.contexts[17] = hash(guessed, hash(strand.word, strand.word_before));
+    strand.contexts[18] = hash(hash(guessed, field), strand.first_field);
+    strand.contexts[19] = hash(hash(strand.shapes_before[0], strand.field_shape), field);
+    strand.contexts[20] = hash(guessed, 1);
+    strand.contexts[21] = hash(hash(guessed, at(2)), at(3));
+    strand.contexts[22] = hash(at(1), at(3));
+    strand.contexts[23] = hash(at(2), at(3));
     for (std::uint32_t k = mixing::kPlainContexts; k < mixing::kContexts; ++k)
-        contexts_[k] = hash(contexts_[k], 0x9E37 * (k + 1));
+        strand.contexts[k] = hash(strand.contexts[k], 0x9E37 * (k + 1));
 }
 
-inline Mixer::Votes Mixer::ask() {
+inline Mixer::Votes Mixer::ask(const Strand& strand) {
     using namespace mixing;
     Votes votes;
     std::array<std::uint32_t, kRuns> hashes;
     for (std::size_t k = 0; k < kRuns; ++k) {
-        hashes[k] = run_hash(k);
+        hashes[k] = run_hash(strand, k);
         votes.runs[k] = run_at(k, hashes[k]);
         prefetch(votes.runs[k]);
     }
     for (std::size_t k = 0; k < kMatches; ++k) {
-        votes.lengths[k] = length_class(matches_[k].length);
-        votes.misses[k] = std::min<std::uint32_t>(matches_[k].misses, 7);
-        if (matches_[k].at == 0 || (k == 1 && matches_[0].at == matches_[1].at)) continue;
-        votes.tokens[k] = tokens_[matches_[k].at];
+        votes.lengths[k] = length_class(strand.matches[k].length);
+        votes.misses[k] = std::min<std::uint32_t>(strand.matches[k].misses, 7);
+        if (strand.matches[k].at == 0 || (k == 1 && strand.matches[0].at == strand.matches[1].at)) continue;
+        votes.tokens[k] = tokens_[strand.matches[k].at];
         votes.counters[k] = &adaptive_.vote_match[k][votes.lengths[k]][votes.misses[k]];
     }
     for (std::size_t k = 0; k < kRuns; ++k) {
@@ -572,9 +463,10 @@ inline Mixer::Votes Mixer::ask() {
 template <typename Decide>
 std::size_t Mixer::token(const Cumulative* model, Decide&& decide) {
     using namespace mixing;
-    if (!hashed_) hash_contexts();
-    hashed_ = false;  // for the one behind
-    Votes votes = ask();
+    Strand& strand = strands_[turn_];
+    if (!strand.hashed) hash_contexts(strand);
+    strand.hashed = false;  // for the one behind
+    Votes votes = ask(strand);
     std::size_t best = kVotes;
     Counter most = 0;
     for (std::size_t k = 0; k < kVotes; ++k)
@@ -585,11 +477,12 @@ std::size_t Mixer::token(const Cumulative* model, Decide&& decide) {
 
     std::size_t token;
     if (p16(most) < kGuessFrom) {
-        token = path(votes, vocabulary_->size(), model, decide);
+        token = path(strand, votes, vocabulary_->size(), model, decide);
     } else {
         token = votes.tokens[best];
-        if (!guess(votes, best, model, decide)) {
-            const std::size_t guessed = std::exchange(token, path(votes, token, model, decide));
+        if (!guess(votes, best, tokens_[strand.end - 1], model, decide)) {
+            const std::size_t guessed =
+                std::exchange(token, path(strand, votes, token, model, decide));
             contradicts_ = contradicts_ || token == guessed;
         }
     }
@@ -601,13 +494,15 @@ std::size_t Mixer::token(const Cumulative* model, Decide&& decide) {
         run->history = profile_->tables.next[same][run->history];
         run->token = static_cast<std::uint16_t>(token);
     }
-    remember(token);
+    remember(strand, token);
+    turn_ = (turn_ + 1) % strands_.size();
     return token;
 }
 
-// Whether the token is that of the vote `best`.
+// Whether the token is that of the vote `best`; last: the one before it.
 template <typename Decide>
-bool Mixer::guess(const Votes& votes, std::size_t best, const Cumulative* model, Decide&& decide) {
+bool Mixer::guess(const Votes& votes, std::size_t best, std::uint32_t last, const Cumulative* model,
+                  Decide&& decide) {
     using namespace mixing;
     const std::size_t family = model != nullptr;
     const std::size_t guessed = votes.tokens[best];
@@ -651,7 +546,7 @@ bool Mixer::guess(const Votes& votes, std::size_t best, const Cumulative* model,
     const int stretched = sum * 21845 >> 16;  // their mean
     const Place place(stretched);
     std::uint16_t* by_guess =
-        adaptive_.by_guess[hash(static_cast<std::uint32_t>(guessed), tokens_.back()) & 1023];
+        adaptive_.by_guess[hash(static_cast<std::uint32_t>(guessed), last) & 1023];
     std::uint16_t* by_against = adaptive_.by_against[best][std::min<std::size_t>(against, 15)];
 
     const bool hit = decide(guessed, refined(squash(stretched), place.in(by_guess),
@@ -668,10 +563,11 @@ bool Mixer::guess(const Votes& votes, std::size_t best, const Cumulative* model,
 
 // The token, node by node. guessed: wrongly; the vocabulary's size if nothing was guessed.
 template <typename Decide>
-std::size_t Mixer::path(Votes& votes, std::size_t guessed, const Cumulative* model, Decide&& decide) {
+std::size_t Mixer::path(Strand& strand, Votes& votes, std::size_t guessed, const Cumulative* model,
+                        Decide&& decide) {
     using namespace mixing;
     const bool was_guess = guessed < vocabulary_->size();
-    hash_contexts_after(was_guess ? static_cast<std::uint32_t>(guessed) + 1 : 0);
+    hash_contexts_after(strand, was_guess ? static_cast<std::uint32_t>(guessed) + 1 : 0);
     std::array<bool, kVotes> holds;
     for (std::size_t k = 0; k < kVotes; ++k)
         holds[k] = votes.counters[k] && votes.tokens[k] != guessed;
@@ -687,6 +583,7 @@ std::size_t Mixer::path(Votes& votes, std::size_t guessed, const Cumulative* mod
     };
 
     const std::size_t family = model != nullptr;
+    const std::uint32_t last = tokens_[strand.end - 1];
     std::size_t low = 0, high = vocabulary_->size();
     std::uint64_t at_low = 0, at_high = model ? cumulative(high) : 0;
     std::array<Slot*, kContexts> slots;
@@ -694,7 +591,7 @@ std::size_t Mixer::path(Votes& votes, std::size_t guessed, const Cumulative* mod
     const auto ask_for_slots = [&](std::size_t node) {
         const std::uint32_t place = place_of(node);
         for (std::size_t i = 0; i < kContexts; ++i) {
-            hashes[i] = hash(contexts_[i], place);
+            hashes[i] = hash(strand.contexts[i], place);
             prefetch(slot_at(hashes[i]));
         }
     };
@@ -720,7 +617,7 @@ std::size_t Mixer::path(Votes& votes, std::size_t guessed, const Cumulative* mod
         std::uint16_t* by_context =
             match_holds[0]
                 ? adaptive_.by_expected[matched][expected[0] >= middle][std::min(level, 15)]
-                : adaptive_.by_token[hash(tokens_.back(), static_cast<std::uint32_t>(node)) & 1023];
+                : adaptive_.by_token[hash(last, static_cast<std::uint32_t>(node)) & 1023];
         std::int16_t* by_match = adaptive_.by_match[family][matched][group][match_holds[1]];
         prefetch_row(by_node);
         prefetch_row(by_context);
@@ -831,43 +728,45 @@ std::size_t Mixer::path(Votes& votes, std::size_t guessed, const Cumulative* mod
     return low;
 }
 
-inline void Mixer::remember(std::size_t token) {
+inline void Mixer::remember(Strand& strand, std::size_t token) {
     using namespace mixing;
-    tokens_.push_back(static_cast<std::uint16_t>(token));
+    if (strand.end == tokens_.size()) tokens_.push_back(0);
+    tokens_[strand.end++] = static_cast<std::uint16_t>(token);
     for (const char c : vocabulary_->spelling(token)) {
         const auto byte = static_cast<std::uint8_t>(c);
-        text_.push_back(c);
-        const auto end = static_cast<std::uint32_t>(text_.size());
+        strand.text.push_back(c);
+        const auto end = static_cast<std::uint32_t>(strand.text.size());
         const bool digit = byte >= '0' && byte <= '9';
-        if (!digit || !after_digit_) {
-            line_shape_ = hash(line_shape_, digit ? '0' : byte);
-            field_shape_ = hash(field_shape_, digit ? '0' : byte);
+        if (!digit || !strand.after_digit) {
+            strand.line_shape = hash(strand.line_shape, digit ? '0' : byte);
+            strand.field_shape = hash(strand.field_shape, digit ? '0' : byte);
         }
-        after_digit_ = digit;
-        if (!in_word(byte)) shapes_before_ = {std::exchange(field_shape_, 0), shapes_before_[0]};
+        strand.after_digit = digit;
+        if (!in_word(byte)) strand.shapes_before = {std::exchange(strand.field_shape, 0), strand.shapes_before[0]};
         if (byte == '\n') {
-            line_shape_ = 0;
-            line_ = end;
-            fields_above_.swap(fields_);
-            fields_.assign(1, end);
-            field_ = first_field_ = 0;
+            strand.line_shape = 0;
+            strand.line = end;
+            strand.fields_above.swap(strand.fields);
+            strand.fields.assign(1, end);
+            strand.field = strand.first_field = 0;
+            strand.forget_lines();
         } else if (in_word(byte)) {
-            field_ = hash(field_, byte);
+            strand.field = hash(strand.field, byte);
         } else {
-            if (fields_.size() == 1) first_field_ = field_;
-            fields_.push_back(end);
-            field_ = byte;
+            if (strand.fields.size() == 1) strand.first_field = strand.field;
+            strand.fields.push_back(end);
+            strand.field = byte;
         }
         if (in_word(byte)) {
-            word_ = hash(word_, byte | 32u);
-        } else if (word_ != 0) {
-            word_before_ = std::exchange(word_, 0);
+            strand.word = hash(strand.word, byte | 32u);
+        } else if (strand.word != 0) {
+            strand.word_before = std::exchange(strand.word, 0);
         }
     }
 
-    const auto end = static_cast<std::uint32_t>(tokens_.size());
+    const auto end = static_cast<std::uint32_t>(strand.end);
     for (std::size_t k = 0; k < kMatches; ++k) {
-        Match& match = matches_[k];
+        Match& match = strand.matches[k];
         const auto needed = static_cast<std::uint32_t>(kMinMatch[k]);
         std::uint32_t h = static_cast<std::uint32_t>(k);
         for (std::uint32_t i = 1; i <= needed; ++i) h = hash(h, tokens_[end - i]);
@@ -885,7 +784,7 @@ inline void Mixer::remember(std::size_t token) {
         if (match.length == 0) {
             std::uint32_t common = 0;
             if (place != 0)
-                while (common < kLongest && common + kBefore < place &&
+                while (common < kLongest && common + kBefore < std::min(place, end) &&
                        tokens_[place - 1 - common] == tokens_[end - 1 - common])
                     ++common;
             if (common >= needed || (common > 0 && match.at == 0)) {

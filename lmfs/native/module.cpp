@@ -10,6 +10,7 @@
 #include <nanobind/stl/string_view.h>
 #include <nanobind/stl/unique_ptr.h>
 
+#include <algorithm>
 #include <mutex>
 #include <utility>
 
@@ -106,7 +107,7 @@ struct Decoder : lmfs::TokenDecoder {
 };
 
 void make_decoder(Decoder* self, std::shared_ptr<Vocabulary> vocabulary, const Table& table,
-                  nb::sequence blobs, nb::sequence sizes, nb::object mixers) {
+                  nb::sequence blobs, nb::sequence sizes, nb::object mixers, std::size_t strands) {
     std::vector<std::string> copies;
     for (nb::handle blob : blobs) copies.emplace_back(view(to_bytes(blob)));
     std::vector<std::size_t> numbers;
@@ -116,59 +117,70 @@ void make_decoder(Decoder* self, std::shared_ptr<Vocabulary> vocabulary, const T
         for (nb::handle mixer : nb::cast<nb::sequence>(mixers))
             own.push_back(nb::cast<const lmfs::SharedMixer&>(mixer).copy());
     new (self) Decoder(std::move(vocabulary), to_table(table), std::move(copies), numbers,
-                       std::move(own));
+                       std::move(own), strands);
 }
 
-// A window of one lane's tokens: what the model says of them goes to the lane's encoders.
+// A window of one chunk's strands, a lane each: what the model says of their tokens goes to the
+// chunk's encoders. At the end of the chunk there may be fewer tokens than inputs, by less than one
+// for each strand.
 void encode(lmfs::engine::Engine& engine, lmfs::engine::Lanes& lanes, const nb::sequence& encoders,
             const Inputs& inputs, const Tokens& tokens, bool alone) {
     std::vector<Encoder*> lane_encoders;
     for (nb::handle encoder : encoders) lane_encoders.push_back(&nb::cast<Encoder&>(encoder));
-    const std::size_t time = tokens.shape(0), vocab = engine.model().sizes().vocab;
-    if (lanes.size() != 1 || inputs.shape(0) != time)
-        throw std::invalid_argument("one lane, and as many inputs as tokens, are needed");
+    const std::size_t strands = lanes.size(), vocab = engine.model().sizes().vocab;
+    const std::size_t time = strands ? (tokens.shape(0) + strands - 1) / strands : 0;
+    if (strands == 0 || inputs.shape(0) != strands * time)
+        throw std::invalid_argument("an input for each token, in lanes of one length, is needed");
     for (const Encoder* encoder : lane_encoders)
-        if (encoder->vocabulary().size() != vocab)
-            throw std::invalid_argument("encoders of this vocabulary are needed");
+        if (encoder->vocabulary().size() != vocab || encoder->strands() != strands)
+            throw std::invalid_argument("encoders of this vocabulary, and a lane for each of their "
+                                        "strands, are needed");
     nb::gil_scoped_release unlocked;
-    std::vector<std::int16_t> logits(time * vocab);
+    std::vector<std::int16_t> logits(strands * time * vocab);
     engine.run(lanes, inputs.data(), time, logits.data(), alone);
     for (Encoder* encoder : lane_encoders) {
         const std::lock_guard<std::mutex> lock(encoder->mutex);
-        encoder->push({logits.data(), static_cast<std::ptrdiff_t>(vocab)}, tokens.data(), time);
+        encoder->push({logits.data(), static_cast<std::ptrdiff_t>(vocab), strands,
+                       static_cast<std::ptrdiff_t>(time * vocab)},
+                      tokens.data(), tokens.shape(0));
     }
 }
 
-// Steps of an engine and of decoders of one lane each, together: at most `steps` of them, fewer
-// where a lane ends. `tokens` holds the last ones, and then the new ones.
+// Steps of an engine and of decoders of one chunk each, together: at most `steps` of them, fewer
+// where a chunk ends. The lanes are the chunks' strands; `tokens` holds the last token of each, and
+// then the new ones.
 std::size_t advance(lmfs::engine::Engine& engine, lmfs::engine::Lanes& lanes,
                     const nb::sequence& decoders, const LastTokens& tokens, std::size_t steps,
                     bool alone) {
     std::vector<Decoder*> lane_decoders;
     for (nb::handle decoder : decoders) lane_decoders.push_back(&nb::cast<Decoder&>(decoder));
-    const std::size_t count = lanes.size(), vocab = engine.model().sizes().vocab;
-    if (lane_decoders.size() != count || tokens.shape(0) != count)
-        throw std::invalid_argument("as many decoders and tokens as lanes are needed");
+    const std::size_t vocab = engine.model().sizes().vocab;
     nb::gil_scoped_release unlocked;
+    std::size_t strands = 0;  // of all decoders
     for (Decoder* decoder : lane_decoders) {
         const std::lock_guard<std::mutex> lock(decoder->mutex);
         if (decoder->active().size() != 1 || decoder->vocabulary().size() != vocab)
-            throw std::invalid_argument("a decoder of one lane of this vocabulary is needed");
+            throw std::invalid_argument("a decoder of one chunk of this vocabulary is needed");
+        strands += decoder->strands();
     }
-    std::vector<std::int16_t> logits(count * vocab);
+    if (lanes.size() != strands || tokens.shape(0) != strands)
+        throw std::invalid_argument("a lane and a token for each strand are needed");
+    std::vector<std::int16_t> logits(strands * vocab);
     bool ended = false;
     std::size_t done = 0;
     for (; done < steps && !ended; ++done) {
         engine.run(lanes, tokens.data(), 1, logits.data(), alone);
-        for (std::size_t k = 0; k < count; ++k) {
+        std::size_t first = 0;  // of its lanes
+        for (std::size_t k = 0; k < lane_decoders.size(); ++k) {
             Decoder& decoder = *lane_decoders[k];
-            if (k + 1 < count) {
+            if (k + 1 < lane_decoders.size()) {
                 const std::lock_guard<std::mutex> lock(lane_decoders[k + 1]->mutex);
                 lane_decoders[k + 1]->foresee();
             }
             const std::lock_guard<std::mutex> lock(decoder.mutex);
-            const LogitRows rows{logits.data() + k * vocab, static_cast<std::ptrdiff_t>(vocab)};
-            tokens.data()[k] = decoder.step(rows).front();
+            const LogitRows rows{logits.data() + first * vocab, static_cast<std::ptrdiff_t>(vocab)};
+            std::ranges::copy(decoder.step(rows), tokens.data() + first);
+            first += decoder.strands();
             ended = ended || decoder.active().empty();
         }
     }
@@ -210,12 +222,14 @@ NB_MODULE(_core, module) {
         .def(
             "__init__",
             [](Encoder* self, std::shared_ptr<Vocabulary> vocabulary, const Table& table,
-               const lmfs::SharedMixer* mixer) {
+               const lmfs::SharedMixer* mixer, std::size_t strands, std::size_t size) {
                 std::optional<lmfs::Mixer> own;
                 if (mixer) own = mixer->copy();
-                new (self) Encoder(std::move(vocabulary), to_table(table), std::move(own));
+                new (self) Encoder(std::move(vocabulary), to_table(table), std::move(own), strands,
+                                   size);
             },
-            "vocabulary"_a, nb::arg("table").noconvert(), "mixer"_a = nb::none())
+            "vocabulary"_a, nb::arg("table").noconvert(), "mixer"_a = nb::none(), "strands"_a = 1,
+            "size"_a = 0)
         .def(
             "push",
             [](Encoder& self, const Logits& logits, const Tokens& tokens) {
@@ -252,7 +266,8 @@ NB_MODULE(_core, module) {
 
     nb::class_<Decoder>(module, "TokenDecoder")
         .def("__init__", &make_decoder, "vocabulary"_a, nb::arg("table").noconvert(), "blobs"_a,
-             "sizes"_a, "mixers"_a = nb::none())
+             "sizes"_a, "mixers"_a = nb::none(), "strands"_a = 1)
+        .def_prop_ro("strands", &Decoder::strands)
         .def_prop_ro(
             "active",
             [](Decoder& self) {
@@ -273,7 +288,8 @@ NB_MODULE(_core, module) {
                 {
                     nb::gil_scoped_release unlocked;
                     const std::lock_guard<std::mutex> lock(self.mutex);
-                    const LogitRows rows = to_rows(logits, self.active().size(), self.vocabulary());
+                    const LogitRows rows =
+                        to_rows(logits, self.active().size() * self.strands(), self.vocabulary());
                     tokens = self.step(rows);
                 }
                 return to_array<nb::numpy>(std::move(tokens));

@@ -21,13 +21,17 @@
 
 namespace lmfs {
 
-// Rows of logits in somebody else's memory; `stride` is in elements and may be any number.
+// Rows of logits in somebody else's memory; strides are in elements and may be any number. The rows
+// of some strands are counted in turns.
 struct LogitRows {
     const std::int16_t* data;
     std::ptrdiff_t stride;
+    std::size_t strands = 1;
+    std::ptrdiff_t strand_stride = 0;
 
     const std::int16_t* operator[](std::size_t row) const {
-        return data + static_cast<std::ptrdiff_t>(row) * stride;
+        return data + static_cast<std::ptrdiff_t>(row / strands) * stride +
+               static_cast<std::ptrdiff_t>(row % strands) * strand_stride;
     }
 };
 
@@ -40,18 +44,24 @@ inline void check_vocabulary(const Mixer& mixer, const Vocabulary& vocabulary) {
 // One chunk.
 class TokenEncoder {
 public:
+    // strands: that the tokens are pushed of, in turns (FORMAT.md, "Strands"); tokens: at most so many
     TokenEncoder(std::shared_ptr<const Vocabulary> vocabulary, FrequencyTable table,
-                 std::optional<Mixer> mixer = std::nullopt)
+                 std::optional<Mixer> mixer, std::size_t strands, std::size_t tokens)
         : vocabulary_(std::move(vocabulary)),
           table_(std::move(table)),
           cumulative_(table_, vocabulary_->size()),
-          mixer_(std::move(mixer)) {
-        if (mixer_) check_vocabulary(*mixer_, *vocabulary_);
+          mixer_(std::move(mixer)),
+          strands_(strands) {
+        if (strands_ == 0) throw std::invalid_argument("a chunk of no strands");
+        if (!mixer_) return;
+        check_vocabulary(*mixer_, *vocabulary_);
+        mixer_->split(strands_, tokens);
     }
 
     TokenEncoder(const TokenEncoder&) = delete;
     TokenEncoder& operator=(const TokenEncoder&) = delete;
 
+    // In the order of coding: the first token of each strand, then the second of each, ...
     // Nothing is coded if any of the tokens is not in the vocabulary.
     void push(LogitRows logits, const std::uint16_t* tokens, std::size_t time) {
         if (finished_) throw std::invalid_argument("encoder: push after finish");
@@ -86,6 +96,7 @@ public:
     }
 
     double ideal_bits() const { return ideal_bits_; }
+    std::size_t strands() const { return strands_; }
     const Vocabulary& vocabulary() const { return *vocabulary_; }
     const std::optional<Mixer>& mixer() const { return mixer_; }
 
@@ -94,23 +105,27 @@ private:
     FrequencyTable table_;
     Cumulative cumulative_;
     std::optional<Mixer> mixer_;
+    std::size_t strands_;
     RangeEncoder coder_;
     double ideal_bits_ = 0.0;  // measurement only: decides no coded bit
     bool finished_ = false;
 };
 
-// Many chunks in lockstep. A damaged lane ends; it never disturbs another.
+// Many chunks in lockstep, each a lane in some strands. A damaged lane ends; it never disturbs
+// another.
 class TokenDecoder {
 public:
     // mixers: one a blob, or none at all.
     TokenDecoder(std::shared_ptr<const Vocabulary> vocabulary, FrequencyTable table,
                  std::vector<std::string> blobs, const std::vector<std::size_t>& sizes,
-                 std::vector<Mixer> mixers = {})
+                 std::vector<Mixer> mixers, std::size_t strands)
         : vocabulary_(std::move(vocabulary)),
           table_(std::move(table)),
           cumulative_(table_, vocabulary_->size()),
           blobs_(std::move(blobs)),
-          mixers_(std::move(mixers)) {
+          mixers_(std::move(mixers)),
+          strands_(strands) {
+        if (strands_ == 0) throw std::invalid_argument("chunks of no strands");
         if (blobs_.size() != sizes.size())
             throw std::invalid_argument("decoder: as many sizes as blobs are needed");
         if (!mixers_.empty() && mixers_.size() != blobs_.size())
@@ -119,7 +134,8 @@ public:
         lanes_.reserve(blobs_.size());
         for (std::size_t i = 0; i < blobs_.size(); ++i) {
             const auto* blob = reinterpret_cast<const std::uint8_t*>(blobs_[i].data());
-            lanes_.emplace_back(RangeDecoder(blob, blobs_[i].size()), sizes[i]);
+            lanes_.emplace_back(RangeDecoder(blob, blobs_[i].size()), sizes[i], strands_);
+            if (!mixers_.empty()) mixers_[i].split(strands_, sizes[i]);
             if (!ended(lanes_.back())) active_.push_back(static_cast<std::int64_t>(i));
         }
     }
@@ -129,37 +145,30 @@ public:
 
     const std::vector<std::int64_t>& active() const { return active_; }
 
-    // One row of logits for every active lane, in their order; the tokens likewise.
+    // One row of logits for every strand of every active lane, in their order; the tokens likewise.
+    // Where a lane ends before its last strand's turn, 0 stands for what there is not.
     std::vector<std::int64_t> step(LogitRows logits) {
-        std::vector<std::int64_t> tokens;
-        tokens.reserve(active_.size());
+        std::vector<std::int64_t> tokens(active_.size() * strands_, 0);
         std::size_t kept = 0;
-        for (std::size_t row = 0; row < active_.size(); ++row) {
-            const std::int64_t number = active_[row];
+        for (std::size_t at = 0; at < active_.size(); ++at) {
+            const std::int64_t number = active_[at];
             Lane& lane = lanes_[static_cast<std::size_t>(number)];
-            cumulative_.load(logits[row]);
-            const auto decode = [&](std::size_t, std::uint32_t p1, bool = false) {
-                return lane.coder.decode(p1);
-            };
-            const std::size_t token =
-                mixers_.empty() ? walk(cumulative_, decode)
-                                : mixers_[static_cast<std::size_t>(number)].token(&cumulative_, decode);
-            tokens.push_back(static_cast<std::int64_t>(token));
-            const std::string_view spelling = vocabulary_->spelling(token);
-            const bool contradicts =
-                !mixers_.empty() && mixers_[static_cast<std::size_t>(number)].contradicts();
-            if (contradicts || spelling.size() > lane.size - lane.chunk.size()) {
-                lane.damaged = true;
-            } else {
-                lane.chunk.append(spelling);
+            Mixer* mixer = mixers_.empty() ? nullptr : &mixers_[static_cast<std::size_t>(number)];
+            bool over = false;
+            for (std::size_t k = 0; k < strands_ && !over; ++k) {
+                const std::size_t row = at * strands_ + k;
+                if (mixer && k + 1 < strands_) mixer->foresee(1);
+                tokens[row] = static_cast<std::int64_t>(token(lane, mixer, lane.texts[k], logits[row]));
+                over = ended(lane);
             }
-            if (!ended(lane)) active_[kept++] = number;
+            if (!over) active_[kept++] = number;
         }
         active_.resize(kept);
         return tokens;
     }
 
     std::size_t lanes() const { return lanes_.size(); }
+    std::size_t strands() const { return strands_; }
 
     // For when another decoder steps first; of the one lane there is.
     void foresee() {
@@ -167,30 +176,51 @@ public:
     }
 
     // The chunk, or nothing where the blob cannot be that of a chunk of this size.
-    std::optional<std::string_view> chunk(std::size_t lane) const {
+    std::optional<std::string> chunk(std::size_t lane) const {
         if (lanes_[lane].damaged) return std::nullopt;
-        return lanes_[lane].chunk;
+        std::string whole;
+        for (const std::string& text : lanes_[lane].texts) whole += text;
+        return whole;
     }
 
     const Vocabulary& vocabulary() const { return *vocabulary_; }
 
 private:
     struct Lane {
-        Lane(RangeDecoder decoder, std::size_t chunk_size) : coder(decoder), size(chunk_size) {}
+        Lane(RangeDecoder decoder, std::size_t chunk_size, std::size_t strands)
+            : coder(decoder), left(chunk_size), texts(strands) {}
 
         RangeDecoder coder;
-        std::size_t size;
-        std::string chunk;
+        std::size_t left;  // of the chunk's bytes
+        std::vector<std::string> texts;  // of each strand
         bool damaged = false;
     };
 
+    // The next token of a lane, which goes to the end of this text.
+    std::size_t token(Lane& lane, Mixer* mixer, std::string& text, const std::int16_t* logits) {
+        cumulative_.load(logits);
+        const auto decode = [&](std::size_t, std::uint32_t p1, bool = false) {
+            return lane.coder.decode(p1);
+        };
+        const std::size_t token =
+            mixer ? mixer->token(&cumulative_, decode) : walk(cumulative_, decode);
+        const std::string_view spelling = vocabulary_->spelling(token);
+        if ((mixer && mixer->contradicts()) || spelling.size() > lane.left) {
+            lane.damaged = true;
+        } else {
+            text.append(spelling);
+            lane.left -= spelling.size();
+        }
+        return token;
+    }
+
     static bool ended(Lane& lane) {
-        if (lane.chunk.size() == lane.size) {
+        if (lane.left == 0) {
             lane.damaged = lane.damaged || !lane.coder.ends_here();
         } else {
             lane.damaged = lane.damaged || lane.coder.damaged();
         }
-        return lane.damaged || lane.chunk.size() == lane.size;
+        return lane.damaged || lane.left == 0;
     }
 
     std::shared_ptr<const Vocabulary> vocabulary_;
@@ -198,6 +228,7 @@ private:
     Cumulative cumulative_;
     std::vector<std::string> blobs_;  // the lanes' decoders point into them
     std::vector<Mixer> mixers_;
+    std::size_t strands_;
     std::vector<Lane> lanes_;
     std::vector<std::int64_t> active_;
 };

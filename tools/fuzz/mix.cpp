@@ -68,9 +68,9 @@ void through_mixer(const lmfs::Mixer& start, std::string_view blob, std::size_t 
         fail("a blob that the encoder would not write was taken");
 }
 
-// Two lanes in lockstep with logits made of the input; each must be what it is alone.
+// Two lanes in lockstep, in strands, with logits made of the input; each must be what it is alone.
 void through_lanes(const Fixture& fixture, const lmfs::Mixer& start, std::string_view blob,
-                   std::size_t size) {
+                   std::size_t size, std::size_t strands) {
     const std::vector<std::uint32_t> frequencies{1u << 24, 1u << 20, 1u << 12, 16, 1};
     const lmfs::FrequencyTable table(frequencies.data(), frequencies.size());
     const std::size_t width = fixture.vocabulary->size();
@@ -82,11 +82,12 @@ void through_lanes(const Fixture& fixture, const lmfs::Mixer& start, std::string
     const auto decode = [&](std::vector<std::string> blobs) {
         const std::vector<std::size_t> sizes(blobs.size(), size);
         const std::vector<lmfs::Mixer> mixers(blobs.size(), start);
-        lmfs::TokenDecoder decoder(fixture.vocabulary, table, std::move(blobs), sizes, mixers);
+        lmfs::TokenDecoder decoder(fixture.vocabulary, table, std::move(blobs), sizes, mixers,
+                                   strands);
         while (!decoder.active().empty()) decoder.step({logits.data(), 0});
         std::vector<std::string> chunks;
         for (std::size_t lane = 0; lane < decoder.lanes(); ++lane)
-            chunks.emplace_back(decoder.chunk(lane).value_or(std::string_view("damaged")));
+            chunks.emplace_back(decoder.chunk(lane).value_or("damaged"));
         return chunks;
     };
     const auto together = decode({std::string(blob), half});
@@ -107,7 +108,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     start.prime(rest.substr(0, primer_size), 1 + (control >> 1));
     const std::string_view blob = rest.substr(primer_size);
     if (control & 1) {
-        through_lanes(fixture, start, blob, chunk_size);
+        through_lanes(fixture, start, blob, chunk_size, 1 + (control >> 5));
     } else {
         through_mixer(start, blob, chunk_size);
     }

@@ -98,6 +98,7 @@ def containers(search: Sequence[pathlib.Path]) -> list[bytes]:
         _packed(log[:900], modelled, 300),
         _packed(log[:800] + noise, plain, 128, store_id=STORE),
         _packed(prose[3000:4000], modelled, 300, store_id=STORE),
+        _packed(prose[3000:12000], Chooser(tiny, 6), 9000),  # in strands
     ]
     for primer in (0, 600):
         chooser = Chooser(tiny, 4, primer_bytes=primer, shared=follows)
