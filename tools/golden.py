@@ -46,7 +46,9 @@ def main() -> None:
         raise SystemExit(f"{path} is there already: golden files are never written anew")
     data = content(args.data, args.chunk_size)
     buffer = io.BytesIO()
-    with LmzWriter(buffer, chunk_size=args.chunk_size, chooser=Chooser(model, args.level)) as writer:
+    with LmzWriter(
+        buffer, chunk_size=args.chunk_size, chooser=Chooser(model, args.level)
+    ) as writer:
         writer.write(data)
     path.write_bytes(buffer.getvalue())
     with LmzReader(path, model_search=[model.path]) as reader:
