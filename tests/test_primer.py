@@ -21,6 +21,7 @@ from lmfs.codecs.lm import LmCodec
 from lmfs.codecs.primer import Primer, recent_primers
 from lmfs.container import CodecId, Coding, Header, Kind, checksum, header_length, parse_header
 from lmfs.errors import DamagedError, LmfsError, UnknownModelError, UsageError
+from lmfs.lmz.frames import FrameDecoder
 from lmfs.profile import PROFILE_1, CoderProfile, profile_2, profile_4
 
 CHUNK = 120
@@ -289,6 +290,31 @@ def test_a_state_with_the_model_is_made_once_as_well(tiny, text, tailed):
         assert primer.mixer(length).adaptive() == planned.state(chunks, length).adaptive()
     assert led == [2, 2, 2, 1]
     assert primer.used_bytes >= 8 * primer.mixer(0).used_bytes
+
+
+def test_a_stream_keeps_no_state_for_later(tiny, text, search, tailed, monkeypatch):
+    """At level 9 they are 43 MB each, and of many lengths; nobody comes back in a pipe."""
+    monkeypatch.setattr("lmfs.profile.profile_by_id", lambda _id: tailed)
+    held, real = [], Primer.led_mixer
+
+    def counted(primer, *arguments):
+        mixer = real(primer, *arguments)
+        held.append(primer.used_bytes // mixer.used_bytes)
+        return mixer
+
+    monkeypatch.setattr(Primer, "led_mixer", counted)
+    codings = [Coding(CodecId.LM, tiny.id, tailed.id, CHUNK * k) for k in (1, 2, 4, 8)]
+    chunks = cut(text[: 10 * CHUNK])
+    for in_order in (True, False):
+        decoder = FrameDecoder(**search)
+        primer = decoder.primer(Header(Kind.ARCHIVE, CHUNK, tuple(codings)), in_order=in_order)
+        lm = LmCodec(tiny, tailed)
+        for chunk in chunks:
+            primer.feed(chunk)
+        for coding in codings:
+            lm.behind(primer, coding.primer_bytes)
+    assert max(held[:4]) <= 3
+    assert held[7] > max(held[:4])
 
 
 def test_a_primer_takes_chunks_in_order_only(tiny):

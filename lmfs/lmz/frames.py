@@ -53,15 +53,18 @@ class FrameDecoder:
         self._codecs: dict[Coding, Codec] = {}
         self._lock = threading.Lock()
 
-    def primer(self, header: Header) -> Primer:
-        """What the chunks of a member follow, nothing of it known yet."""
+    def primer(self, header: Header, *, in_order: bool = False) -> Primer:
+        """What the chunks of a member follow, nothing of it known yet.
+
+        in_order: they will be decoded in their order, once: no state is kept for later
+        """
 
         def start() -> Mixer:
             coding = next(coding for coding in header.codings if coding.primer_bytes)
             # The vocabulary and the profile are all that counts, and with a model the same.
             return self._start(dataclasses.replace(coding, codec=CodecId.MIX))
 
-        lengths = {coding.primer_bytes for coding in header.codings}
+        lengths = set() if in_order else {coding.primer_bytes for coding in header.codings}
         return Primer(header.primer_bytes, start, lengths)
 
     def decode(self, frames: Sequence[Frame], primer: Primer) -> list[bytes | DamagedError]:

@@ -128,7 +128,7 @@ class _Member:
                 where=where,
                 do="read it through its mount, or `lmfs thaw` it",
             )
-        self._primer = decoder.primer(self._header)
+        self._primer = decoder.primer(self._header, in_order=True)
         self._heads = bytearray()
         self._head_numbers = 0
         self._size = 0

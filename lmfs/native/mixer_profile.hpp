@@ -101,8 +101,8 @@ struct Tables {
     std::uint8_t seen[256];                 // how much a history has seen: what is kept longest
 };
 
-// For large tables that are read at random: they begin at a cache line, and have pages of 2 MiB where
-// they are long enough and the system has them.
+// For large tables that are read at random: they begin at a cache line. Where they are long enough,
+// they have pages of 2 MiB, if the system has such, and go back to it as soon as they are not needed.
 template <class T>
 struct HugePages {
     using value_type = T;
@@ -110,19 +110,43 @@ struct HugePages {
     static constexpr std::size_t kLine = 64;
 
     T* allocate(std::size_t count) {
-        const std::size_t wanted = count * sizeof(T);
-        const bool large = wanted >= 2 * kPage;
-        const std::size_t unit = large ? kPage : kLine;
-        const std::size_t bytes = (wanted + unit - 1) / unit * unit;
-        void* at = std::aligned_alloc(unit, bytes);
-        if (!at) throw std::bad_alloc();
 #if defined(__linux__)
-        if (large) madvise(at, bytes, MADV_HUGEPAGE);
+        if (is_large(count)) return static_cast<T*>(map(whole(count, kPage)));
 #endif
+        void* at = std::aligned_alloc(kLine, whole(count, kLine));
+        if (!at) throw std::bad_alloc();
         return static_cast<T*>(at);
     }
-    void deallocate(T* at, std::size_t) { std::free(at); }
+    void deallocate(T* at, std::size_t count) {
+#if defined(__linux__)
+        if (is_large(count)) {
+            munmap(at, whole(count, kPage));
+            return;
+        }
+#endif
+        std::free(at);
+    }
     bool operator==(const HugePages&) const { return true; }
+
+private:
+    static bool is_large(std::size_t count) { return count * sizeof(T) >= 2 * kPage; }
+    static std::size_t whole(std::size_t count, std::size_t unit) {
+        return (count * sizeof(T) + unit - 1) / unit * unit;
+    }
+
+#if defined(__linux__)
+    static void* map(std::size_t bytes) {
+        void* room = mmap(nullptr, bytes + kPage, PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (room == MAP_FAILED) throw std::bad_alloc();
+        char* begin = static_cast<char*>(room);
+        const std::size_t before = (kPage - reinterpret_cast<std::uintptr_t>(begin) % kPage) % kPage;
+        if (before > 0) munmap(begin, before);
+        if (before < kPage) munmap(begin + before + bytes, kPage - before);
+        madvise(begin + before, bytes, MADV_HUGEPAGE);
+        return begin + before;
+    }
+#endif
 };
 
 }  // namespace mixing
