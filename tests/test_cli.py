@@ -16,6 +16,7 @@ from lmfs.cli.mount import parse_options
 from lmfs.codecs.choose import Chooser
 from lmfs.errors import UsageError
 from lmfs.lmz import compress
+from lmfs.store import copying
 from lmfs.store.marks import State
 
 DATA = text(20 * CHUNK + 5)
@@ -122,6 +123,81 @@ class TestFreezeAndThaw:
         backing.write("d/f", DATA)
         assert run("freeze", "--no-model", backing.path / "d" / "f")[0] == 0
         assert backing.leftovers() == []
+
+
+class TestCp:
+    def test_a_directory(self, run, backing, tmp_path):
+        os.utime(backing.write("d/hot", b"hot"), (5, 6))
+        frozen = backing.write_frozen("d/e/frozen", DATA)
+        os.chmod(frozen, 0o640)
+        os.setxattr(frozen, "user.kept", b"1")
+        backing.write("elsewhere", b"x")
+        before = {p.name: p.read_bytes() for p in backing.path.rglob("*") if p.is_file()}
+        code, out, err = run("cp", backing.path / "d", tmp_path / "out")
+        assert (code, err) == (0, "")
+        assert "copied 2 files:" in out
+        copies = tmp_path / "out"
+        assert {str(p.relative_to(copies)) for p in copies.rglob("*")} == {"hot", "e", "e/frozen"}
+        copy = copies / "e" / "frozen"
+        assert (copy.read_bytes(), (copies / "hot").read_bytes()) == (DATA, b"hot")
+        assert copy.stat().st_mode & 0o7777 == 0o640
+        assert copy.stat().st_mtime_ns == frozen.stat().st_mtime_ns
+        assert (copies / "hot").stat().st_mtime == 6
+        assert os.listxattr(copy) == ["user.kept"]
+        # Nothing of the store has changed; and into a directory that exists.
+        assert before == {p.name: p.read_bytes() for p in backing.path.rglob("*") if p.is_file()}
+        (tmp_path / "more").mkdir()
+        code, _, _ = run("cp", backing.path / "d", backing.path / "elsewhere", tmp_path / "more")
+        assert code == 0
+        assert (tmp_path / "more" / "d" / "e" / "frozen").read_bytes() == DATA
+        assert (tmp_path / "more" / "elsewhere").read_bytes() == b"x"
+
+    def test_one_file_by_another_name(self, run, backing, tmp_path):
+        code, out, _ = run("cp", "-v", backing.write_frozen("a", DATA), tmp_path / "copy")
+        assert code == 0
+        assert "copied," in out
+        assert (tmp_path / "copy").read_bytes() == DATA
+
+    def test_nothing_is_overwritten(self, run, backing, tmp_path):
+        path = backing.write_frozen("a", DATA)
+        (tmp_path / "dir").mkdir()
+        (tmp_path / "dir" / "a").write_bytes(b"mine")
+        code, _, err = run("cp", path, tmp_path / "dir")
+        assert code == 2
+        assert "file exists" in err
+        assert (tmp_path / "dir" / "a").read_bytes() == b"mine"
+        assert [p.name for p in (tmp_path / "dir").iterdir()] == ["a"]
+        assert run("cp", path, path, tmp_path / "none")[0] == 2  # several, and no directory
+
+    def test_a_name_that_is_taken_meanwhile(self, run, backing, tmp_path, monkeypatch):
+        path, real = backing.write_frozen("a", DATA), copying.rename
+
+        def late(source, target, **options):
+            (tmp_path / "copy").write_bytes(b"mine")
+            real(source, target, **options)
+
+        monkeypatch.setattr(copying, "rename", late)
+        assert run("cp", path, tmp_path / "copy")[0] == 2
+        assert (tmp_path / "copy").read_bytes() == b"mine"
+        assert not [p for p in tmp_path.iterdir() if p.name.startswith(".copy.")]
+
+    def test_a_damaged_file_has_no_copy(self, run, backing, tmp_path):
+        path = backing.write_frozen("a", DATA)
+        blob = bytearray(path.read_bytes())
+        blob[len(blob) // 2] ^= 1
+        path.write_bytes(blob)
+        backing.write("h", b"hot")
+        code, _, err = run("cp", backing.path, tmp_path / "out")
+        assert code == 5
+        assert "a" in err
+        assert [p.name for p in (tmp_path / "out").iterdir()] == ["h"]
+
+    def test_what_is_not_read_back_has_no_copy(self, run, backing, tmp_path, monkeypatch):
+        monkeypatch.setattr(copying, "digest_of", lambda fd: b"other")
+        code, _, err = run("cp", backing.write_frozen("a", DATA), tmp_path / "copy")
+        assert code == 11
+        assert "there is no copy" in err
+        assert not [p for p in tmp_path.iterdir() if "copy" in p.name]
 
 
 class TestStatus:

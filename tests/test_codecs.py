@@ -16,7 +16,7 @@ from lmfs.codecs.raw import RawCodec
 from lmfs.codecs.zstd import ZstdCodec
 from lmfs.container import CodecId, Coding, Header, Kind
 from lmfs.errors import DamagedError, UnknownModelError, VersionError
-from lmfs.profile import PROFILE_1, profile_2
+from lmfs.profile import PROFILE_1, profile_2, profile_4, profile_5
 from lmfs.types import Codec
 
 CODECS = {
@@ -114,6 +114,8 @@ def test_what_a_level_tries(tiny, text, level):
     assert codecs == {*CodecId} - ({CodecId.LM} if level < 5 else set()) - (
         {CodecId.MIX} if level < 3 else set()
     )
+    profile = {5: profile_5, 6: profile_5, 7: profile_5, 9: profile_4}.get(level, profile_2)()
+    assert {coding.profile_id for coding in codings} <= {None, profile.id}
     primers = {coding.primer_bytes for coding in codings if coding.codec is CodecId.MIX}
     assert primers == ({LEVELS[level].primer_bytes} if level >= 3 else set())
     for number, blob in choose(chooser, [text[:2000]]):

@@ -76,8 +76,16 @@ class TestMounting:
         done = run_lmfs("status", "d/f", cwd=point)
         assert done.returncode == 0, done
         assert "zstd" in done.stdout
+        with open(point / "d" / "f", "r+b") as file:
+            file.write(b"NEW")
+        copies = backing.path.parent / "copies"
+        assert run_lmfs("cp", "d", copies, cwd=point).returncode == 0
+        assert (copies / "f").read_bytes() == b"NEW" + DATA[3:]
+        assert run_lmfs("cp", "d/f", point / "d" / "g", cwd=point).returncode == 0
+        assert (point / "d" / "g").read_bytes() == b"NEW" + DATA[3:]
+        (point / "d" / "g").unlink()
         assert run_lmfs("thaw", point).returncode == 0
-        assert (backing.path / "d" / "f").read_bytes() == DATA
+        assert (backing.path / "d" / "f").read_bytes() == b"NEW" + DATA[3:]
 
     def test_read_only(self, fresh):
         backing, point = fresh

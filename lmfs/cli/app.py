@@ -18,6 +18,7 @@ COMMANDS = (
     "umount",
     "freeze",
     "thaw",
+    "cp",
     "status",
     "fsck",
     "repair",

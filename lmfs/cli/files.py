@@ -1,4 +1,4 @@
-"""What `freeze` and `thaw` have in common: a job for each regular file of some paths.
+"""What `freeze`, `thaw` and `cp` have in common: a job for each regular file of some paths.
 
 Owns: the loop, its per-file errors, and the summary. One thread.
 """
@@ -16,7 +16,6 @@ from rich.filesize import decimal
 
 from ..errors import LmfsError
 from ..store.freeze import Action, Outcome
-from ..store.freezing import Wishes
 from ..store.locate import Place, locate
 from ..store.marks import Marks
 from ..store.publish import sweep
@@ -25,8 +24,8 @@ from . import exit_code, message, printable
 from .progress import ByteProgress
 
 Job = Callable[[Marks, str, Callable[[int], None]], Outcome]
-# Told of all files of a path, and what the mount wishes, before the first is done.
-Begin = Callable[[Marks, list[tuple[str, os.stat_result]], Wishes], Job]
+# Told of all files of a path, and of the path itself, before the first is done.
+Begin = Callable[[Marks, list[tuple[str, os.stat_result]], Place], Job]
 
 
 class _Tally:
@@ -88,10 +87,10 @@ def _run_place(
     total = sum(status.st_size for _, status in files)
     try:
         _sweep(marks, place.path)
-        job = begin(marks, files, place.wishes)
+        job = begin(marks, files, place)
         with ByteProgress(verb, total) as progress:
             for file, _ in files:
-                name = shown if file == place.path else f"{shown}/{_below(file, place.path)}"
+                name = shown if file == place.path else f"{shown}/{below(file, place.path)}"
                 try:
                     outcome = job(marks, file, progress.advance)
                 except (LmfsError, OSError) as error:
@@ -117,7 +116,8 @@ def _sweep(marks: Marks, path: str) -> None:
         sweep(marks, os.path.dirname(path) or ".")
 
 
-def _below(path: str, directory: str) -> str:
+def below(path: str, directory: str) -> str:
+    """A path of a store, as it is seen from a directory above it."""
     return path if directory == "." else path[len(directory) + 1 :]
 
 

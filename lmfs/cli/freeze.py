@@ -15,6 +15,7 @@ from ..container import DEFAULT_CHUNK_SIZE
 from ..store.families import Families
 from ..store.freeze import Outcome, freeze
 from ..store.freezing import Wishes, freezing_model, model_called
+from ..store.locate import Place
 from ..store.marks import Marks
 from ..store.parities import want_percent
 from ..store.parity import MOST_PERCENT
@@ -90,7 +91,8 @@ def command(
     """
     plans: list[Families] = []
 
-    def begin(marks: Marks, found: list[tuple[str, os.stat_result]], wishes: Wishes) -> files.Job:
+    def begin(marks: Marks, found: list[tuple[str, os.stat_result]], place: Place) -> files.Job:
+        wishes = place.wishes
         if parity is not None:
             want_percent(marks.store, parity)
         chosen = level or wishes.level or DEFAULT_LEVEL

@@ -274,7 +274,7 @@ private:
 #endif
     }
 
-    // All of a map's knots, or of a set of weights: both are less than two cache lines.
+    // A map's knots or a set of weights: of its 66 or 112 bytes all but a few, wherever it begins.
     static void prefetch_row(const void* row) {
         prefetch(row);
         prefetch(static_cast<const char*>(row) + 64);

@@ -50,6 +50,7 @@ class Action(enum.Enum):
 
     FROZEN = "frozen"
     THAWED = "thawed"
+    COPIED = "copied"
     SKIPPED = "skipped"
 
 
@@ -180,7 +181,7 @@ def thaw(
             return Outcome(path, Action.SKIPPED, facts.size, on_disk, on_disk, "not frozen")
         size = facts.size if keep_bytes is None else min(keep_bytes, facts.size)
         with Replacement(source, marks, facts.inode) as new:
-            digest = _decode(marks, source, facts, new.fd, size, progress)
+            digest = write_content(marks, source, facts, new.fd, size, progress)
             is_own_like = store.xattr_marks and looks_frozen(new.fd)
             new.describe({PLAIN_MARK: b"1"} if is_own_like else {})
             if keep_bytes is not None:
@@ -397,14 +398,20 @@ def _verify_frozen(
 
 
 def _verify_thawed(marks: Marks, path: str, new: Replacement, digest: bytes) -> None:
-    hasher = blake3.blake3()
     fd = new.reopen()
     try:
-        for block in _blocks(lambda size, offset: os.pread(fd, size, offset)):
-            hasher.update(block)
+        got = digest_of(fd)
     finally:
         os.close(fd)
-    _compare(marks, path, hasher.digest(), digest)
+    _compare(marks, path, got, digest)
+
+
+def digest_of(fd: int) -> bytes:
+    """That of all bytes of an open file, as `write_content` gives it."""
+    hasher = blake3.blake3()
+    for block in _blocks(lambda size, offset: os.pread(fd, size, offset)):
+        hasher.update(block)
+    return hasher.digest()
 
 
 def _compare(marks: Marks, path: str, got: bytes, expected: bytes) -> None:
@@ -419,10 +426,13 @@ def _compare(marks: Marks, path: str, got: bytes, expected: bytes) -> None:
     reached("verified")
 
 
-def _decode(
+def write_content(
     marks: Marks, source: Source, facts: Facts, target: int, size: int, progress: Progress | None
 ) -> bytes:
-    """Write the first `size` bytes as they are shown; their digest."""
+    """Write the first `size` bytes as they are shown; their digest.
+
+    raises: DamagedError, UnknownModelError, OSError; BusyError if the source is cut meanwhile
+    """
     hasher = blake3.blake3()
     if not size:
         return hasher.digest()

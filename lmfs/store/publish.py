@@ -280,13 +280,16 @@ class Metadata(NamedTuple):
             os.utime(target, ns=(self.atime_ns, self.mtime_ns))
 
 
-def copy_metadata(source: int, target: int) -> Metadata:
+def copy_metadata(source: int, target: int, *, owner: bool = True) -> Metadata:
     """Make the target's owner, mode, xattrs, ACLs and times those of the source, and return them.
 
+    owner: False leaves the target's as it is
     Our own xattrs (`user.lmfs.*`) are left alone. raises: OSError if one cannot be set.
     """
-    wanted = Metadata.of(source)
-    wanted.give(target, Metadata.of(target))
+    wanted, known = Metadata.of(source), Metadata.of(target)
+    if not owner:
+        wanted = wanted._replace(uid=known.uid, gid=known.gid)
+    wanted.give(target, known)
     return wanted
 
 

@@ -26,7 +26,7 @@ _AT_SYMLINK_NOFOLLOW = 0x100
 _UTIME_OMIT = (1 << 30) - 2
 _F_SETSIG = 10
 _LOCK = struct.Struct("hhqqi4x")  # struct flock where off_t has 64 bits
-_UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
+UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -105,7 +105,7 @@ def exchange_or_rename(source: str, target: str, *, dir_fd: int) -> bool:
     try:
         rename(source, target, flags=RENAME_EXCHANGE, source_fd=dir_fd, target_fd=dir_fd)
     except OSError as error:
-        if error.errno not in _UNSUPPORTED:
+        if error.errno not in UNSUPPORTED:
             raise
         os.rename(source, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
         return False
