@@ -428,6 +428,15 @@ def test_bit_rot(modelled, data, request):
     rot(modelled, "alice", whole, 2048, model, request.config.getoption("--flips"))
 
 
+def test_bit_rot_in_strands(modelled, tiny, data, request):
+    whole = (data / "alice29.txt").read_bytes()[3000:22000]
+    modelled.write("strands", whole)
+    outcome = freeze(modelled.marks, "strands", Chooser(tiny), model=tiny, chunk_size=9000)
+    assert outcome.reason is None
+    (model,) = modelled.store.models.iterdir()
+    rot(modelled, "strands", whole, 4096, model, request.config.getoption("--flips"))
+
+
 def test_bit_rot_behind_a_shared_primer(primed, request):
     backing, place, whole = primed
     rot(backing, "log", whole, 500, place, request.config.getoption("--flips"))

@@ -38,4 +38,7 @@ def test_there_is_a_golden_file_for_every_kind():
         "1.0-base-3-level-9",
         "1.0-base-4",
         "1.0-base-4-level-9",
+        "1.0-base-5",
+        "1.0-base-5-chunks-16384",
+        "1.0-base-5-level-9",
     }

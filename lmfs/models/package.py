@@ -69,11 +69,13 @@ _BASE_1 = "f82c8d4ccf526fa895518f238a750c7a0909b7a4497823fc08b92fa9a66f45a4"
 _BASE_2 = "d13e248de56dd73c7e38867f7c9b53e860a82f30b75a19f7298548aded071e68"
 _BASE_3 = "560266e04c5226f839a580debce161261d9e585852f9df8048c35f7cec7f0051"
 _BASE_4 = "b2dc3e77ab0c53a5a6b3f5d125f578a78ab355689158d4732028dc1a03d89488"
+_BASE_5 = "ffff914a556059c54551e5f65bdb3542be60c76fab6cced001560c8b1382d549"
 SHIPPED = {
     _BASE_1: "bfe60cc616a406118fce070e4234dbcf",
     _BASE_2: "e2909defcf3efba48f8e600fdc4e4d86",
     _BASE_3: "9a8dcf6e94236c218d01cdbf36e84b79",
     _BASE_4: "2dfd4837e2c77268282a36dbd00be6e1",
+    _BASE_5: "b867f45cabad2deba3451b2f8ab8443a",
 }
 _END_BYTES = 22 + (1 << 16)  # a zip's last record, which a comment may follow
 _NO_ZIP = (
