@@ -7,6 +7,7 @@ import shutil
 import zipfile
 
 import pytest
+import zstandard
 from blake3 import blake3
 
 from lmfs.errors import ModelError, UnknownModelError
@@ -54,7 +55,9 @@ def test_shipped_packages_have_the_ids_that_are_known_for_their_files():
     for file_hash, id in SHIPPED.items():
         parts = members(files[file_hash])
         architecture = json.loads(parts["card.json"])["architecture"]
-        assert model_id(architecture, parts["tokenizer.json"], parts["weights.onnx"]).hex() == id
+        if (weights := parts.get("weights.onnx")) is None:
+            weights = zstandard.ZstdDecompressor().decompress(parts["weights.onnx.zst"])
+        assert model_id(architecture, parts["tokenizer.json"], weights).hex() == id
         assert ModelPackage.load(files[file_hash]).id.hex() == id
 
 
@@ -65,7 +68,7 @@ def test_weights_are_inflated_only_where_they_are_needed(monkeypatch, tiny):
         _Zip, "part", lambda self, info: inflated.append(info.filename) or part(self, info)
     )
     package = ModelPackage.load(registry.shipped().path)
-    assert "weights.onnx" not in inflated
+    assert not [name for name in inflated if name.startswith("weights")]
     assert len(package.weights) > 5_000_000
     # Of another file, the id is known only when all that it covers was hashed.
     inflated.clear()
@@ -85,7 +88,48 @@ def test_written_package_does_not_depend_on_the_clock(tiny, tmp_path):
     for name in ("a.lmm", "b.lmm"):
         write_package(tmp_path / name, **arguments)
     assert (tmp_path / "a.lmm").read_bytes() == (tmp_path / "b.lmm").read_bytes()
-    assert ModelPackage.load(tmp_path / "a.lmm").id == tiny.id
+    package = ModelPackage.load(tmp_path / "a.lmm")
+    assert (package.id, package.weights) == (tiny.id, tiny.weights)
+    assert package.graph("step-uint8") == tiny.graph("step-uint8")
+    assert "weights.onnx" not in members(tmp_path / "a.lmm")
+
+
+@pytest.mark.parametrize(
+    ("frame", "complaint"),
+    [
+        (lambda data: _frame(data)[:-9], "damaged model package"),
+        (lambda data: _frame(data) + b"more", "damaged model package"),
+        (lambda data: b"none", "damaged model package"),
+        (lambda data: b"", "damaged model package"),
+        (lambda data: _frame(data, write_content_size=False), "too large a part.*got no number"),
+        (lambda data: _frame(bytes((64 << 20) + 1)), "too large a part.*got 67,108,865"),
+        (lambda data: _frame(data + b"x"), None),  # whole, but of another id
+    ],
+)
+def test_weights_in_a_frame_that_is_not_what_it_should_be(tiny, tmp_path, frame, complaint):
+    parts = members(tiny.path)
+    with zipfile.ZipFile(tmp_path / "x.lmm", "w") as archive:
+        for name, part in parts.items():
+            packed = name == "weights.onnx"
+            archive.writestr(f"{name}.zst" if packed else name, frame(part) if packed else part)
+    if complaint is None:
+        assert ModelPackage.load(tmp_path / "x.lmm").id != tiny.id
+    else:
+        with pytest.raises(ModelError, match=complaint):
+            ModelPackage.load(tmp_path / "x.lmm")
+
+
+def test_weights_in_two_parts(tiny, tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.lmm", "w") as archive:
+        for name, part in members(tiny.path).items():
+            archive.writestr(name, part)
+        archive.writestr("weights.onnx.zst", _frame(tiny.weights))
+    with pytest.raises(ModelError, match="weights in two parts"):
+        ModelPackage.load(tmp_path / "x.lmm")
+
+
+def _frame(data: bytes, **options: bool) -> bytes:
+    return zstandard.ZstdCompressor(**options).compress(data)
 
 
 @pytest.mark.parametrize(

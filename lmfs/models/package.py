@@ -4,7 +4,8 @@ Owns: the package's layout, its limits, and the model id. A package (`.lmm`) is 
 
     card.json            name, architecture, training, measured bits per byte, certificate
     tokenizer.json       the vocabulary, see lmfs.tokenizer
-    weights.onnx         a ModelProto with nothing but initializers (int8, float32)
+    weights.onnx.zst     a ModelProto with nothing but initializers (int8, float32), in a Zstandard
+                         frame; or weights.onnx, itself: deflate takes four times as long
     graph/NAME.onnx      lowerings: ModelProtos without those initializers
     golden.npz           token walks and the logits they must give
 
@@ -46,11 +47,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import blake3
+import zstandard
 
 from ..errors import ModelError
 from ..tokenizer import Tokenizer
 
 SUFFIX = ".lmm"
+PACKED = ".zst"  # behind the name of what is a Zstandard frame
 CARD, TOKENIZER, WEIGHTS, GOLDEN = "card.json", "tokenizer.json", "weights.onnx", "golden.npz"
 DIFFERENCE = "weights.diff"
 ARCHITECTURES = ("gated-recurrence-1",)
@@ -69,7 +72,7 @@ _BASE_1 = "f82c8d4ccf526fa895518f238a750c7a0909b7a4497823fc08b92fa9a66f45a4"
 _BASE_2 = "d13e248de56dd73c7e38867f7c9b53e860a82f30b75a19f7298548aded071e68"
 _BASE_3 = "560266e04c5226f839a580debce161261d9e585852f9df8048c35f7cec7f0051"
 _BASE_4 = "b2dc3e77ab0c53a5a6b3f5d125f578a78ab355689158d4732028dc1a03d89488"
-_BASE_5 = "ffff914a556059c54551e5f65bdb3542be60c76fab6cced001560c8b1382d549"
+_BASE_5 = "54ed83d50202385fd986b19827333ae3527cf5f90fedf19e0c02b1d9c919e966"
 SHIPPED = {
     _BASE_1: "bfe60cc616a406118fce070e4234dbcf",
     _BASE_2: "e2909defcf3efba48f8e600fdc4e4d86",
@@ -145,7 +148,8 @@ class ModelPackage:
         Inflated anew each time.
         """
         if self.base is None:
-            return self._part(WEIGHTS)
+            with _reading(self.stored, self.path) as archive:
+                return _weights(archive, self.path)
         from .difference import apply_difference
 
         return apply_difference(self.base.weights, self._part(DIFFERENCE))
@@ -213,7 +217,7 @@ def write_package(
     """Write a package; the file appears whole or not at all."""
     members = {
         TOKENIZER: tokenizer,
-        WEIGHTS: weights,
+        WEIGHTS + PACKED: zstandard.ZstdCompressor(level=3).compress(weights),
         **{f"graph/{name}.onnx": graph for name, graph in sorted(graphs.items())},
         GOLDEN: golden,
     }
@@ -233,7 +237,8 @@ def _write(path: pathlib.Path, card: Mapping[str, Any], members: Mapping[str, by
     with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for name, data in members.items():
             entry = zipfile.ZipInfo(name, _EPOCH)
-            entry.compress_type = zipfile.ZIP_DEFLATED
+            if not name.endswith(PACKED):
+                entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, data)
     os.replace(temporary, path)
 
@@ -315,12 +320,36 @@ def _check_directory(stored: bytes) -> None:
         raise zipfile.BadZipFile("too many parts")
 
 
+def _weights(archive: _Zip, path: pathlib.Path) -> bytes:
+    """The part WEIGHTS, in either of its forms."""
+    names = archive.namelist()
+    if WEIGHTS + PACKED not in names:
+        return _member(archive, WEIGHTS, path)
+    if WEIGHTS in names:
+        raise ModelError("not a model package", where=path, got="weights in two parts")
+    frame = _member(archive, WEIGHTS + PACKED, path)
+    try:
+        size = zstandard.frame_content_size(frame)
+        if not 0 <= size <= MAX_BYTES[WEIGHTS]:
+            raise ModelError(
+                "model package with too large a part",
+                where=f"{path}: {WEIGHTS + PACKED}",
+                expected=f"a Zstandard frame that says so, of at most {MAX_BYTES[WEIGHTS]:,} bytes",
+                got="no number" if size < 0 else f"{size:,}",
+            )
+        unpack = zstandard.ZstdDecompressor(max_window_size=MAX_BYTES[WEIGHTS])
+        return unpack.decompress(frame, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        where = f"{path}: {WEIGHTS + PACKED}"
+        raise ModelError("damaged model package", where=where, got=error) from error
+
+
 def _member(archive: _Zip, name: str, path: pathlib.Path) -> bytes:
     try:
         info = archive.getinfo(name)
     except KeyError:
         raise ModelError("model package without a part", where=path, expected=name) from None
-    most = MAX_BYTES.get(name, MAX_GRAPH_BYTES)
+    most = MAX_BYTES.get(name.removesuffix(PACKED), MAX_GRAPH_BYTES)
     if info.file_size > most:
         raise ModelError(
             "model package with too large a part",
