@@ -44,7 +44,7 @@ from lmfs.lmz import shared
 from lmfs.lmz.inspect import Inspection
 from lmfs.lmz.recovery import Recovered
 from lmfs.models import certificate
-from lmfs.models.package import ModelPackage
+from lmfs.models.package import ModelPackage, write_package
 from lmfs.profile import profile_2
 from lmfs.store.freeze import Action, freeze, thaw
 from lmfs.store.fsck import Check, Finding
@@ -113,9 +113,21 @@ def _packed(data: bytes, chooser: Chooser, chunk_size: int, **options: bytes) ->
     return out.getvalue()
 
 
-def packages() -> list[bytes]:
-    """First inputs: model packages."""
-    return [(_DATA / "tiny.lmm").read_bytes()]
+def packages(search: Sequence[pathlib.Path]) -> list[bytes]:
+    """First inputs: a model package, deflated, and with its weights in a Zstandard frame."""
+    tiny = ModelPackage.load(search[0] / "tiny.lmm")
+    written = search[0].parent / "written.lmm"
+    graphs = {name: tiny.graph(name) for name in tiny.graph_names()}
+    graphs = {name: graph[: len(graph) - len(tiny.weights)] for name, graph in graphs.items()}
+    write_package(
+        written,
+        card=tiny.card,
+        tokenizer=tiny.tokenizer_json,
+        weights=tiny.weights,
+        graphs=graphs,
+        golden=tiny.golden(),
+    )
+    return [tiny.stored, written.read_bytes()]
 
 
 # ------------------------------------------------------------------------- what must hold
@@ -389,7 +401,7 @@ class Target:
         self.search = make_search(folder / "search")
         self.seeds = [b"c" + data for data in containers(self.search)]
         self.containers = [seed[1:] for seed in self.seeds]
-        self.seeds += [b"m" + data for data in packages()]
+        self.seeds += [b"m" + data for data in packages(self.search)]
 
     def mutated(self, data: bytes, rng: random.Random) -> bytes:
         kind, rest = data[:1], data[1:]
@@ -424,7 +436,8 @@ def run(target: Target, seed: int, seconds: float, most: int | None = None) -> d
     end = time.monotonic() + seconds
     while time.monotonic() < end and (most is None or sum(counts.values()) < most):
         # Packages take longer, and are mostly refused for one of a few reasons.
-        data = rng.choice(target.seeds[:-1] if rng.random() < 0.95 else target.seeds)
+        containers = target.seeds[: len(target.containers)]
+        data = rng.choice(containers if rng.random() < 0.95 else target.seeds)
         for _ in range(rng.choice((1, 1, 1, 2, 4))):
             data = target.mutated(data, rng)
         try:
