@@ -155,7 +155,7 @@ def measure(package: ModelPackage, threads: int, rounds: int, clock: Clock) -> d
         both = medians(clock, rounds, steps(native, lanes, repeat), steps(ort, lanes, repeat))
         row(f"step, {lanes} lanes", lanes * repeat, *both)
     if threads > 1:
-        lanes, repeat = native.lanes, 64
+        lanes, repeat = native.lanes, 512  # far beyond what starting a thread takes
         both = medians(
             clock,
             rounds,
