@@ -134,9 +134,8 @@ class Chooser:
             from lmfs.codecs.mix import MixCodec
             from lmfs.profile import profile_2, profile_4, profile_5
 
-            profile = profile_4() if self._level.large else profile_2()
-            if self._level.strands:
-                profile = profile_5()
+            small = profile_5 if self._level.strands else profile_2
+            profile = profile_4() if self._level.large else small()
             self._mix = MixCodec(model, profile)
             self._ids = model.id, profile.id
             if self._level.model:

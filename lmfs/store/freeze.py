@@ -93,7 +93,6 @@ def freeze(
 
     With parity, if the store is set to have it; a frozen file that has none is given that.
 
-
     model: the package that `chooser` codes with; copied into the store before it is needed
     primers: those of the store, where many files are frozen; remembers which were proved
     known_hot_inode: the file, if it is this one, is a user's own, whatever it looks like

@@ -117,8 +117,8 @@ def packages(search: Sequence[pathlib.Path]) -> list[bytes]:
     """First inputs: a model package, deflated, and with its weights in a Zstandard frame."""
     tiny = ModelPackage.load(search[0] / "tiny.lmm")
     written = search[0].parent / "written.lmm"
-    graphs = {name: tiny.graph(name) for name in tiny.graph_names()}
-    graphs = {name: graph[: len(graph) - len(tiny.weights)] for name, graph in graphs.items()}
+    names = tiny.graph_names()
+    graphs = {name: tiny.graph(name).removesuffix(tiny.weights) for name in names}
     write_package(
         written,
         card=tiny.card,
@@ -436,8 +436,8 @@ def run(target: Target, seed: int, seconds: float, most: int | None = None) -> d
     end = time.monotonic() + seconds
     while time.monotonic() < end and (most is None or sum(counts.values()) < most):
         # Packages take longer, and are mostly refused for one of a few reasons.
-        containers = target.seeds[: len(target.containers)]
-        data = rng.choice(containers if rng.random() < 0.95 else target.seeds)
+        seeds = target.seeds if rng.random() >= 0.95 else target.seeds[: len(target.containers)]
+        data = rng.choice(seeds)
         for _ in range(rng.choice((1, 1, 1, 2, 4))):
             data = target.mutated(data, rng)
         try:
