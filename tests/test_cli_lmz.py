@@ -17,6 +17,7 @@ import pytest
 from lmfs import lmz
 from lmfs.cli import lmz as cli
 from lmfs.codecs.choose import Chooser
+from lmfs.new_file import NewFile
 
 TEXT = b"".join(b"%d bottles of beer on the wall\n" % n for n in range(3000))
 
@@ -280,7 +281,7 @@ def test_an_input_is_not_deleted_unless_its_replacement_decodes(
     file, tmp_path, monkeypatch, capsys
 ):
     """A disk that changes a byte behind our back, in what will be the only copy."""
-    right = cli._Replacement.reopen
+    right = NewFile.reopen
 
     def reopen(self):
         written = right(self)
@@ -292,7 +293,7 @@ def test_an_input_is_not_deleted_unless_its_replacement_decodes(
         return written
 
     before = file.read_bytes()
-    monkeypatch.setattr(cli._Replacement, "reopen", reopen)
+    monkeypatch.setattr(NewFile, "reopen", reopen)
     assert cli.run("lmz", ["--no-model", str(file)]) == 1
     assert "does not decode" in capsys.readouterr().err
     assert names(tmp_path) == [file.name]

@@ -223,12 +223,12 @@ def test_the_model_does_not_code_a_few_of_many_chunks(tiny, text, chunks, small,
 @pytest.mark.parametrize(
     ("level", "modelled", "limit"),
     [
-        *((6, range(8), 64), (6, range(4, 8), 64), (6, range(4), 256), (6, range(0), 256)),
-        *((5, range(8), 64), (7, range(8), 64), (8, range(8), 512)),
+        *((6, range(8), 32), (6, range(4, 8), 32), (6, range(4), 256), (6, range(0), 256)),
+        *((5, range(8), 32), (7, range(8), 32), (8, range(8), 512)),
     ],
 )
 def test_a_primer_that_the_model_codes_is_short(tiny, text, level, modelled, limit):
-    """The second half of 64 KiB decides; who reads what follows waits for all of the primer."""
+    """The second half of 64 KiB decides, and what of that is behind the primer follows it."""
     chooser = Chooser(tiny, level)
     chunks = [text[i * 8192 : (i + 1) * 8192] for i in range(16)]
     chooser._lm = Sparing(*(chunks[i] for i in modelled), *chunks[8:])
@@ -238,6 +238,18 @@ def test_a_primer_that_the_model_codes_is_short(tiny, text, level, modelled, lim
     mix = chooser.codings(primer)[2]
     assert (mix.codec, mix.primer_bytes) == (CodecId.MIX, limit << 10)
     assert [i for i in range(8) if numbers[i] >= 3] == [*modelled]
+    assert primer.end == min(limit << 10, 16 * 8192)
+    assert primer.complete == (limit == 32)
+
+
+@pytest.mark.parametrize(("size", "limit"), [(24, 32), (40, 40), (64, 64), (72, 72)])
+def test_a_primer_that_the_model_codes_has_one_chunk_at_least(tiny, text, size, limit):
+    chooser = Chooser(tiny)
+    chunks = [text[i * size << 10 :][: size << 10] for i in range(2)]
+    chooser._lm = Sparing(*chunks)
+    primer = chooser.primer()
+    chooser.choose(chunks, primer)
+    assert (primer.limit, primer.end) == (limit << 10, min(2, limit // size) * size << 10)
 
 
 @pytest.mark.parametrize(
@@ -259,14 +271,14 @@ def test_a_few_chunks_do_not_make_their_readers_wait_for_the_primer(
                 for i, _ in enumerate(chunks)
             ]
 
-    chooser = Chooser(tiny, level, primer_bytes=1 << 16)
+    chooser = Chooser(tiny, level, primer_bytes=1 << 15)
     chooser._lm = Following()
-    chunks = [text[i * 8192 : (i + 1) * 8192] for i in range(18)]
+    chunks = [text[i * 8192 : (i + 1) * 8192] for i in range(14)]
     primer = chooser.primer()
     codings = chooser.codings(primer)
     chosen = chooser.choose(chunks, primer)
-    assert [codings[number].codec for number, _ in chosen[8:]] == [CodecId.LM] * 10
-    assert sum(codings[number].primer_bytes > 0 for number, _ in chosen[8:]) == following
+    assert [codings[number].codec for number, _ in chosen[4:]] == [CodecId.LM] * 10
+    assert sum(codings[number].primer_bytes > 0 for number, _ in chosen[4:]) == following
 
 
 @pytest.mark.parametrize(("level", "saved", "tried"), [(6, 0, 5), (6, 40, 33), (8, 0, 33)])

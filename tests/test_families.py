@@ -14,8 +14,9 @@ from lmfs.errors import DamagedError, LmfsError
 from lmfs.lmz import shared
 from lmfs.store import families, primers
 from lmfs.store.account import Account
+from lmfs.store.content import open_frozen
 from lmfs.store.families import Families
-from lmfs.store.freeze import Action, freeze, open_frozen, thaw
+from lmfs.store.freeze import Action, freeze, thaw
 from lmfs.store.fsck import Check
 from lmfs.store.marks import Marks, State
 from lmfs.store.primers import Primers

@@ -17,8 +17,9 @@ from lmfs.errors import LmfsError
 from lmfs.lmz import shared
 from lmfs.profile import profile_2
 from lmfs.store import publish
+from lmfs.store.content import open_frozen
 from lmfs.store.findings import Finding, Kind
-from lmfs.store.freeze import freeze, open_frozen, thaw
+from lmfs.store.freeze import freeze, thaw
 from lmfs.store.fsck import Check
 from lmfs.store.marks import FROZEN_MARK, State
 from lmfs.store.repair import Repair

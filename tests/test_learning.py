@@ -22,7 +22,7 @@ from lmfs.models import registry
 from lmfs.models.difference import read_arrays
 from lmfs.models.verify import verify
 from lmfs.store import sample
-from lmfs.store.freeze import open_frozen
+from lmfs.store.content import open_frozen
 from lmfs.store.store import Store
 
 PIECE = 4096

@@ -32,9 +32,10 @@ from lmfs.errors import DamagedError, LmfsError, VerifyError, VersionError
 from lmfs.lmz.recovery import save_whole
 from lmfs.store import freeze as freeze_module
 from lmfs.store import parities, parity, publish
+from lmfs.store.content import open_frozen
 from lmfs.store.erasure import MOST_ROWS, checks_left, fill
 from lmfs.store.findings import Kind
-from lmfs.store.freeze import freeze, open_frozen, thaw
+from lmfs.store.freeze import freeze, thaw
 from lmfs.store.healed import HealedSource
 from lmfs.store.marks import FROZEN_MARK, State
 from lmfs.store.parities import want_percent

@@ -154,7 +154,7 @@ class TestFreeze:
                 fields[name] -= fields[name] % tick_ns
             return SimpleNamespace(**fields)
 
-        blocks_of = freeze_module._blocks
+        blocks_of = freeze_module.blocks
         for number in range(6 if tick_ns < 10**9 else 1):
             name, written = f"f{number}", []
             backing.write(name, DATA)
@@ -168,7 +168,7 @@ class TestFreeze:
                 yield from found
 
             with monkeypatch.context() as patched:
-                patched.setattr(freeze_module, "_blocks", blocks)
+                patched.setattr(freeze_module, "blocks", blocks)
                 patched.setattr(os, "fstat", fstat)
                 backing.freeze(name)
             assert written

@@ -15,7 +15,8 @@ from lmfs.codecs.choose import Chooser
 from lmfs.container import MAX_TRAILER_BYTES, Kind
 from lmfs.errors import DamagedError, LmfsError
 from lmfs.lmz import compress
-from lmfs.store.freeze import freeze, open_frozen, thaw
+from lmfs.store.content import open_frozen
+from lmfs.store.freeze import freeze, thaw
 from lmfs.store.marks import FROZEN_MARK, PLAIN_MARK, State, gives_magic
 
 DATA = text(5 * CHUNK + 17)

@@ -15,7 +15,8 @@ from lmfs.codecs.choose import Chooser
 from lmfs.errors import UnknownModelError
 from lmfs.models import registry
 from lmfs.store.account import Account
-from lmfs.store.freeze import Action, freeze, open_frozen, thaw
+from lmfs.store.content import open_frozen
+from lmfs.store.freeze import Action, freeze, thaw
 
 CHUNK = 2048
 

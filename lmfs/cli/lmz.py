@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 import lmfs
 from lmfs.errors import LmfsError, UsageError, VerifyError
+from lmfs.new_file import NewFile
 
 if TYPE_CHECKING:
     from lmfs.codecs.choose import Chooser
@@ -259,23 +260,11 @@ class _Filter:
                 overwrite = self._may_overwrite(target)
                 if not overwrite:
                     raise _Warning(_exists(target))
-            with (
-                _Progress(path.name, before.st_size, options.verbose) as progress,
-                _Replacement(target, before, overwrite=overwrite) as out,
-            ):
-                if options.decompress:
-                    at = 0
-                    for piece in _decoded(source, str(path)):
-                        out.file.write(piece)
-                        progress(source.tell() - at)
-                        at = source.tell()
-                else:
-                    expected = self._compress(source, out.file, progress)
-                    if not options.keep:
-                        _verify(out.reopen(), expected, str(path))
-                now = os.fstat(source.fileno())
-                if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-                    raise LmfsError("the file changed while it was read", do="try again")
+            try:
+                with NewFile(target, overwrite=overwrite) as new:
+                    self._fill(new, source, before, path)
+            except FileExistsError:
+                raise _Warning(_exists(target)) from None
         after = target.stat().st_size
         done = "created" if options.keep else "replaced with"
         if not options.keep:
@@ -283,6 +272,26 @@ class _Filter:
         small, large = sorted((after, before.st_size))
         percent = f"{100 * small / large:.1f}%" if large else "-"
         self._report(f"{path}: {percent} -- {done} {target}")
+
+    def _fill(self, new: NewFile, source: BinaryIO, before: os.stat_result, path: Path) -> None:
+        """Write what is to replace a file, whose status was that before it was read."""
+        options = self._options
+        with _Progress(path.name, before.st_size, options.verbose) as progress:
+            if options.decompress:
+                at = 0
+                for piece in _decoded(source, str(path)):
+                    new.file.write(piece)
+                    progress(source.tell() - at)
+                    at = source.tell()
+            else:
+                expected = self._compress(source, new.file, progress)
+                if not options.keep:
+                    _verify(new.reopen(), expected, str(path))
+        now = os.fstat(source.fileno())
+        if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            raise LmfsError("the file changed while it was read", do="try again")
+        new.file.flush()  # what is written later changes the times
+        _copy_status(before, new.fileno())
 
     def _target(self, path: Path) -> Path:
         if not self._options.decompress:
@@ -405,70 +414,16 @@ def _open_no_link(path: str, flags: int) -> int:
     return _open_regular(path, flags | os.O_NOFOLLOW)
 
 
-class _Replacement:
-    """A file that appears under its name only when it is whole, with another's metadata."""
-
-    def __init__(self, target: Path, like: os.stat_result, *, overwrite: bool) -> None:
-        self._target = target
-        self._like = like
-        self._overwrite = overwrite
-        self._temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        # Nobody else may read the bytes before the mode of the original is on them.
-        self.file = os.fdopen(os.open(self._temporary, flags, 0o600), "wb")
-
-    def __enter__(self) -> _Replacement:
-        return self
-
-    def reopen(self) -> BinaryIO:
-        """What has been written, read back from the disk; the caller closes it."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        os.posix_fadvise(self.file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        return open(self._temporary, "rb")
-
-    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
-        try:
-            if kind is None:
-                self._publish()
-        finally:
-            # Closing writes what is buffered, and fails again where writing failed.
-            try:
-                self.file.close()
-            finally:
-                self._temporary.unlink(missing_ok=True)
-
-    def _publish(self) -> None:
-        self.file.flush()
-        descriptor = self.file.fileno()
-        mode = stat.S_IMODE(self._like.st_mode)
-        try:
-            os.fchown(descriptor, self._like.st_uid, self._like.st_gid)
-        except PermissionError:
-            # Not the owner's any more: nor may it lend the owner's rights.
-            mode &= 0o777
-        os.fchmod(descriptor, mode)
-        os.utime(descriptor, ns=(self._like.st_atime_ns, self._like.st_mtime_ns))
-        # The original is deleted next: this must be on the disk first, and its name as well.
-        os.fsync(descriptor)
-        self._rename()
-        folder = os.open(self._target.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-    def _rename(self) -> None:
-        if not self._overwrite:
-            try:
-                # Unlike a rename, it fails if the name has been taken since we looked.
-                os.link(self._temporary, self._target)
-                return
-            except FileExistsError:
-                raise _Warning(_exists(self._target)) from None
-            except OSError:
-                pass  # a filesystem without links
-        os.replace(self._temporary, self._target)
+def _copy_status(status: os.stat_result, descriptor: int) -> None:
+    """Give an open file another's owner, mode and times."""
+    mode = stat.S_IMODE(status.st_mode)
+    try:
+        os.fchown(descriptor, status.st_uid, status.st_gid)
+    except PermissionError:
+        # Not the owner's any more: nor may it lend the owner's rights.
+        mode &= 0o777
+    os.fchmod(descriptor, mode)
+    os.utime(descriptor, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 class _Progress:

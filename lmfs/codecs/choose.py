@@ -29,8 +29,8 @@ MIN_PREDICTED_BYTES = 256
 # Where the model would code fewer of so many chunks than this share, it codes none: who reads such
 # a text, a log mostly, is not to wait for the model because of its first chunk.
 MIN_MODEL_CHUNKS, MIN_MODEL_SHARE = 8, 0.25
-# If the model makes what is before that smaller by so much, the primer ends at model_primer_bytes.
-MIN_MODEL_LEAD = 0.05
+# If the model makes the second half of a text's beginning smaller by so much, the primer is short.
+LEAD_BYTES, MIN_MODEL_LEAD = 64 << 10, 0.05
 # Of so many chunks, one shows whether any of them is to follow the primer.
 SAMPLE_EVERY = 8
 # Of text, at most this share is neither printable ASCII nor valid UTF-8 (old 8-bit texts pass).
@@ -56,7 +56,8 @@ class Level:
     model_from: float = 0.0
     # The model must make a chunk smaller by so much to be worth the time that reading it takes.
     model_gain: float = 0.0
-    # The primer's length where the model codes it: who reads what follows waits for all of it.
+    # The primer's length where the model codes it, or one chunk: who reads what follows waits for
+    # all of it.
     model_primer_bytes: int | None = None
     # A chunk of the primer that the model codes follows so much of it, or twice, four times, ...
     # so much, as far as that is before it; None: nothing of it.
@@ -76,7 +77,7 @@ def _with_model(*, model_from: float, model_gain: float) -> Level:
         *(19, 256 << 10),
         mixer=True,
         model=True,
-        model_primer_bytes=64 << 10,
+        model_primer_bytes=32 << 10,
         primer_gain_of_all=0.005,
         strands=True,
         model_from=model_from,
@@ -225,14 +226,13 @@ class Chooser:
         A blob is never empty and never longer than its chunk.
         """
         head = self._head(chunks, primer)
-        best, without_model = self._try(chunks[:head], primer)
+        tried = self._try(chunks[:head], primer)
         # Of a log the model codes the very beginning, where there is nothing yet to repeat.
-        with_it, without = (sum(len(b) for _, b in c[head // 2 :]) for c in (best, without_model))
+        with_it, without = (sum(len(b) for _, b in some[head // 2 :]) for some in tried)
         if head and with_it <= (1 - MIN_MODEL_LEAD) * without:
-            assert self._level.model_primer_bytes is not None
-            primer.shorten(self._level.model_primer_bytes)
-        for all_, more in zip((best, without_model), self._try(chunks[head:], primer), strict=True):
-            all_ += more
+            head = self._shorten(chunks, primer)
+        rest = self._try(chunks[head:], primer)
+        best, without_model = (some[:head] + more for some, more in zip(tried, rest, strict=True))
         predicted = sum(number >= _MIX for number, _ in best)
         if self._level.model_gain and predicted >= MIN_MODEL_CHUNKS:
             modelled = sum(number >= _LM for number, _ in best)
@@ -241,12 +241,22 @@ class Chooser:
         return best
 
     def _head(self, chunks: Sequence[bytes], primer: Primer) -> int:
-        """How many chunks come before it is decided whether the primer ends there."""
+        """How many chunks show whether the primer is to be short."""
         limit = self._level.model_primer_bytes
-        if self._lm is None or limit is None or primer.end or limit >= primer.limit:
+        if self._lm is None or limit is None or limit >= primer.limit:
+            return 0
+        if primer.end or not chunks:
             return 0
         ends = itertools.accumulate(map(len, chunks))
-        return sum(end <= limit for end in ends)
+        return max(1, sum(end <= LEAD_BYTES for end in ends))
+
+    def _shorten(self, chunks: Sequence[bytes], primer: Primer) -> int:
+        """Make the primer one that the model codes; how many of these chunks are in it."""
+        limit = self._level.model_primer_bytes
+        assert limit is not None
+        primer.shorten(min(primer.limit, max(limit, len(chunks[0]))))
+        ends = itertools.accumulate(map(len, chunks))
+        return sum(end <= primer.limit for end in ends)
 
     def _try(
         self, chunks: Sequence[bytes], primer: Primer

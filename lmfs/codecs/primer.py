@@ -93,10 +93,14 @@ class Primer:
                 self._keep(end, mixer)
 
     def shorten(self, limit: int) -> None:
-        """Let it end there, which is not before what is known."""
+        """Let it end there, before anything follows it; what was known behind that is forgotten."""
         with self._lock:
-            assert self.end <= limit <= self.limit
+            assert limit <= self.limit
             self.limit = limit
+            self._reach = min(self._reach, limit)
+            self._ends = self._ends[: bisect_right(self._ends, limit)]
+            self._chunks = {at: self._chunks[at] for at in self._ends[:-1]}
+            self._states = {e: mixer for e, mixer in self._states.items() if e <= self.end}
 
     def lost(self, start: int, size: int) -> None:
         """The chunk that is there cannot be had; nothing follows it that ends before it does."""

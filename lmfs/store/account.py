@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass, field
 
 from ..errors import LmfsError
-from .freeze import open_frozen
+from .content import open_frozen
 from .marks import Marks, State
 from .walk import regular_files
 

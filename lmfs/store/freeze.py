@@ -1,8 +1,8 @@
 """Freezing and thawing one file.
 
-Owns: which files are fit to be frozen, and what is written and compared; `publish` owns how the
-result takes the file's place. Imports lmfs.lmz and lower. Any thread, and any number of processes,
-may freeze and thaw at once: a file's flock lets one at a time have it.
+Owns: which files are fit to be frozen, and what is compared; `content` owns what they hold,
+`publish` how the result takes the file's place. Imports lmfs.lmz and lower. Any thread, and any
+number of processes, may freeze and thaw at once: a file's flock lets one at a time have it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import blake3
 from ..codecs.threads import Priority, Urgency, working
 from ..container import DEFAULT_CHUNK_SIZE
 from ..errors import BusyError, DamagedError, LmfsError, VerifyError
-from ..lmz import ChunkCache, LmzReader, LmzWriter
+from ..lmz import LmzReader, LmzWriter
+from .content import Pread, Progress, blocks, digest_of, open_content, open_frozen, write_content
 from .freezing import pin
 from .marks import FROZEN_MARK, PLAIN_MARK, Facts, Marks, State, frozen_mark, looks_frozen
 from .overlays import has_writers
@@ -35,10 +36,6 @@ if TYPE_CHECKING:
     from ..codecs.choose import Chooser
     from ..models.package import ModelPackage
 
-Progress = Callable[[int], None]
-Pread = Callable[[int, int], bytes]
-
-_READ_BYTES = 1 << 20
 _SHORT_S = 0.02
 _QUIET_S = 5.0  # without a tick of its clock in which a file was not changed
 _LEASE_ATTEMPTS = 5
@@ -121,7 +118,7 @@ def freeze(
             if not even_if_larger and on_disk <= status.st_blksize:
                 raise _Unfit("takes one block already")
             with Replacement(source, marks, facts.inode) as new:
-                with _content(marks, source, facts) as (pread, is_sparse):
+                with open_content(marks, source, facts) as (pread, is_sparse):
                     if is_sparse:
                         raise _Unfit("sparse")
                     with working(Urgency(Priority.BACKGROUND)):
@@ -219,13 +216,6 @@ def _check_kind(status: os.stat_result) -> None:
         raise _Unfit("empty")
 
 
-def _is_sparse(source: Source) -> bool:
-    try:
-        return os.lseek(source.fd, 0, os.SEEK_HOLE) < source.status.st_size
-    except OSError:  # a filesystem that cannot tell keeps no holes
-        return False
-
-
 def _facts_to_read(marks: Marks, source: Source) -> tuple[Facts, _Times | None]:
     """The facts of the source, whose times tell from now on whether it is written to.
 
@@ -293,20 +283,6 @@ def _was_written_to(
     return source.has_changed() or _overlay_times(marks, facts) != overlay_times
 
 
-@contextlib.contextmanager
-def _content(marks: Marks, source: Source, facts: Facts) -> Iterator[tuple[Pread, bool]]:
-    """How the source is read as it is shown (so many bytes, from an offset); and if it has holes"""
-    if facts.state is State.HOT:
-        yield lambda size, offset: os.pread(source.fd, size, offset), _is_sparse(source)
-        return
-    with open_frozen(source.fd, marks) as reader:
-        if facts.overlay is None:
-            yield reader.pread, False
-            return
-        with marks.overlays.open(facts.overlay, source.fd, reader.pread) as overlay:
-            yield overlay.pread, overlay.has_hole()
-
-
 def _encode(
     source: Source,
     pread: Pread,
@@ -327,35 +303,10 @@ def _encode(
             progress=progress,
         ) as writer,
     ):
-        for block in _blocks(pread):
+        for block in blocks(pread):
             hasher.update(block)
             writer.write(block)
     return hasher.digest()
-
-
-def _blocks(pread: Pread) -> Iterator[bytes]:
-    offset = 0
-    while block := pread(_READ_BYTES, offset):
-        yield block
-        offset += len(block)
-
-
-def open_frozen(
-    fd: int, marks: Marks, *, cache: ChunkCache | None = None, heal: bool = True
-) -> LmzReader:
-    """A reader of the frozen file that is open as `fd`, which it does not need any longer.
-
-    heal: read what is damaged with the file's parity, if it has any
-    raises: FormatError, VersionError, DamagedError
-    """
-    with open(fd, "rb", buffering=0, closefd=False) as file:
-        return LmzReader(
-            file,
-            store_id=marks.store.id,
-            model_search=marks.store.search,
-            cache=cache,
-            heal=marks.parities.heal_reading if heal else None,
-        )
 
 
 @contextlib.contextmanager
@@ -405,14 +356,6 @@ def _verify_thawed(marks: Marks, path: str, new: Replacement, digest: bytes) -> 
     _compare(marks, path, got, digest)
 
 
-def digest_of(fd: int) -> bytes:
-    """That of all bytes of an open file, as `write_content` gives it."""
-    hasher = blake3.blake3()
-    for block in _blocks(lambda size, offset: os.pread(fd, size, offset)):
-        hasher.update(block)
-    return hasher.digest()
-
-
 def _compare(marks: Marks, path: str, got: bytes, expected: bytes) -> None:
     if got != expected:
         raise VerifyError(
@@ -423,53 +366,6 @@ def _compare(marks: Marks, path: str, got: bytes, expected: bytes) -> None:
             do="check the disk; the file was left as it is",
         )
     reached("verified")
-
-
-def write_content(
-    marks: Marks, source: Source, facts: Facts, target: int, size: int, progress: Progress | None
-) -> bytes:
-    """Write the first `size` bytes as they are shown; their digest.
-
-    raises: DamagedError, UnknownModelError, OSError; BusyError if the source is cut meanwhile
-    """
-    hasher = blake3.blake3()
-    if not size:
-        return hasher.digest()
-    done = 0
-    with _content(marks, source, facts) as (pread, _), open(os.dup(target), "wb") as file:
-        for block in _blocks(lambda count, offset: pread(min(count, size - offset), offset)):
-            hasher.update(block)
-            if block.count(0) == len(block):
-                file.seek(len(block), os.SEEK_CUR)  # leaves a hole, as the file may have had
-            else:
-                file.write(block)
-            done += len(block)
-            if progress is not None:
-                progress(len(block))
-        file.truncate(size)
-    if done != size:
-        raise BusyError(
-            "file is in use",
-            where=source.store.shown_path(source.path),
-            got="somebody who cut it while it was read",
-            do="try again later",
-        )
-    if size == facts.base_size and facts.overlay is None:
-        _compare_whole(marks, source, hasher.digest())
-    return hasher.digest()
-
-
-def _compare_whole(marks: Marks, source: Source, digest: bytes) -> None:
-    with open_frozen(source.fd, marks) as reader:
-        expected = reader.members[0].content_hash
-    if digest != expected:
-        raise DamagedError(
-            "the whole is not what was frozen, though every chunk is",
-            where=source.store.shown_path(source.path),
-            expected=f"content {expected.hex()[:16]}",
-            got=digest.hex()[:16],
-            do="restore it from a backup",
-        )
 
 
 def _publish_alone(

@@ -31,7 +31,8 @@ from typing import TypeVar
 from ..codecs.choose import Chooser
 from ..errors import BusyError, DamagedError, LmfsError
 from ..lmz import ChunkCache, LmzReader
-from .freeze import freeze, open_frozen, thaw
+from .content import open_frozen
+from .freeze import freeze, thaw
 from .marks import (
     FROZEN_MARK,
     PLAIN_MARK,

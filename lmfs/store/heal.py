@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ..codecs.threads import Priority, Urgency, working
 from ..errors import DamagedError, LmfsError, VerifyError
-from .freeze import open_frozen
+from .content import open_frozen
 from .healed import HealedSource
 from .inodes import KEPT_MARK
 from .marks import FROZEN_MARK, Marks, frozen_mark, patched_by, read_ends

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from ..codecs.choose import looks_like_text
 from ..errors import LmfsError
-from .freeze import open_frozen
+from .content import open_frozen
 from .marks import Marks, State
 from .walk import regular_files
 
