@@ -223,7 +223,7 @@ def test_the_model_does_not_code_a_few_of_many_chunks(tiny, text, chunks, small,
 @pytest.mark.parametrize(
     ("level", "modelled", "limit"),
     [
-        *((6, range(8), 32), (6, range(4, 8), 32), (6, range(4), 256), (6, range(0), 256)),
+        *((6, range(8), 32), (6, range(4, 8), 32), (6, range(4), 128), (6, range(0), 128)),
         *((5, range(8), 32), (7, range(8), 32), (8, range(8), 512)),
     ],
 )
@@ -239,7 +239,20 @@ def test_a_primer_that_the_model_codes_is_short(tiny, text, level, modelled, lim
     assert (mix.codec, mix.primer_bytes) == (CodecId.MIX, limit << 10)
     assert [i for i in range(8) if numbers[i] >= 3] == [*modelled]
     assert primer.end == min(limit << 10, 16 * 8192)
-    assert primer.complete == (limit == 32)
+    assert primer.complete == (limit <= 128)
+
+
+@pytest.mark.parametrize(("digits", "limit"), [(1, 256), (9, 128)])
+def test_a_primer_that_takes_long_to_read_is_half_as_long(tiny, digits, limit):
+    """The mixer's time goes into what it did not guess."""
+    rng = random.Random(3)
+    lines = (b"%d: went in\n" % rng.randrange(10**digits) for _ in range(9000))
+    log = b"".join(lines)
+    chooser = Chooser(tiny)
+    chooser._lm = Sparing()
+    primer = chooser.primer()
+    chooser.choose([log[i : i + 8192] for i in range(0, 80_000, 8192)], primer)
+    assert primer.limit == limit << 10
 
 
 @pytest.mark.parametrize(("size", "limit"), [(24, 32), (40, 40), (64, 64), (72, 72)])

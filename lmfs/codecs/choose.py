@@ -29,8 +29,9 @@ MIN_PREDICTED_BYTES = 256
 # Where the model would code fewer of so many chunks than this share, it codes none: who reads such
 # a text, a log mostly, is not to wait for the model because of its first chunk.
 MIN_MODEL_CHUNKS, MIN_MODEL_SHARE = 8, 0.25
-# If the model makes the second half of a text's beginning smaller by so much, the primer is short.
-LEAD_BYTES, MIN_MODEL_LEAD = 64 << 10, 0.05
+# The second half of a text's beginning shows how long its primer may be: a short one if the model
+# makes that smaller by so much, half of it where the mixer leaves so much, which takes long as well.
+LEAD_BYTES, MIN_MODEL_LEAD, DENSE_SHARE = 64 << 10, 0.05, 0.15
 # Of so many chunks, one shows whether any of them is to follow the primer.
 SAMPLE_EVERY = 8
 # Of text, at most this share is neither printable ASCII nor valid UTF-8 (old 8-bit texts pass).
@@ -231,6 +232,8 @@ class Chooser:
         with_it, without = (sum(len(b) for _, b in some[head // 2 :]) for some in tried)
         if head and with_it <= (1 - MIN_MODEL_LEAD) * without:
             head = self._shorten(chunks, primer)
+        elif without > DENSE_SHARE * sum(map(len, chunks[head // 2 : head])):
+            primer.shorten(max(primer.end, primer.limit // 2))
         rest = self._try(chunks[head:], primer)
         best, without_model = (some[:head] + more for some, more in zip(tried, rest, strict=True))
         predicted = sum(number >= _MIX for number, _ in best)

@@ -1,7 +1,7 @@
 """Copying one file out of a store: to a plain file that needs nothing of the store any more.
 
-Owns: what a copy is. What is shown of a file, and how it is decoded, is `content`'s. Any thread, and
-any number of processes, may copy.
+Owns: what a copy is. What is shown of a file, and how it is decoded, is `content`'s. Any
+thread, and any number of processes, may copy.
 """
 
 from __future__ import annotations
