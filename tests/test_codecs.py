@@ -16,7 +16,7 @@ from lmfs.codecs.raw import RawCodec
 from lmfs.codecs.zstd import ZstdCodec
 from lmfs.container import CodecId, Coding, Header, Kind
 from lmfs.errors import DamagedError, UnknownModelError, VersionError
-from lmfs.profile import PROFILE_1, profile_2, profile_4, profile_5
+from lmfs.profile import PROFILE_1, profile_2, profile_4, profile_6, profile_7
 from lmfs.types import Codec
 
 CODECS = {
@@ -86,6 +86,12 @@ def text(data) -> bytes:
     return (data / "alice29.txt").read_bytes()
 
 
+def replace(chooser: Chooser, **codecs: object) -> None:
+    for coders in (chooser._prose, chooser._log):
+        for name, codec in codecs.items():
+            setattr(coders, name, codec)
+
+
 def choose(chooser: Chooser, chunks: list[bytes]) -> list[tuple[int, bytes]]:
     return chooser.choose(chunks, chooser.primer())
 
@@ -114,7 +120,7 @@ def test_what_a_level_tries(tiny, text, level):
     assert codecs == {*CodecId} - ({CodecId.LM} if level < 5 else set()) - (
         {CodecId.MIX} if level < 3 else set()
     )
-    profile = {5: profile_5, 6: profile_5, 7: profile_5, 9: profile_4}.get(level, profile_2)()
+    profile = {3: profile_7, 4: profile_7, 8: profile_2, 9: profile_4}.get(level, profile_6)()
     assert {coding.profile_id for coding in codings} <= {None, profile.id}
     primers = {coding.primer_bytes for coding in codings if coding.codec is CodecId.MIX}
     assert primers == ({LEVELS[level].primer_bytes} if level >= 3 else set())
@@ -156,7 +162,7 @@ class Recorder:
 def test_the_model_is_woken_for_text_only(tiny, text):
     chooser = Chooser(tiny)
     recorder = Recorder()
-    chooser._lm = recorder
+    replace(chooser, lm=recorder)
     for left_asleep in (
         random.Random(2).randbytes(5000),
         text[:255],
@@ -181,9 +187,9 @@ def test_the_model_is_woken_for_text_only(tiny, text):
 
 def test_a_blob_is_never_empty(tiny, text):
     chooser = Chooser(tiny, primer_bytes=0)
-    chooser._lm = Recorder(b"")
+    replace(chooser, lm=Recorder(b""))
     assert choose(chooser, [text[:1000]])[0][0] == 2
-    chooser._mix = Recorder(b"")
+    replace(chooser, mix=Recorder(b""))
     assert choose(chooser, [text[:1000]])[0][0] == 1
 
 
@@ -213,7 +219,7 @@ class Sparing(Recorder):
 def test_the_model_does_not_code_a_few_of_many_chunks(tiny, text, chunks, small, level):
     chooser = Chooser(tiny, level)
     texts = [text[i * 600 : (i + 1) * 600] for i in range(chunks)]
-    chooser._lm = Sparing(*texts[:small])
+    replace(chooser, lm=Sparing(*texts[:small]))
     numbers = [number for number, _ in choose(chooser, texts)]
     codings = chooser.codings(chooser.primer())
     coded = sum(codings[number].codec is CodecId.LM for number in numbers)
@@ -231,7 +237,7 @@ def test_a_primer_that_the_model_codes_is_short(tiny, text, level, modelled, lim
     """The second half of 64 KiB decides, and what of that is behind the primer follows it."""
     chooser = Chooser(tiny, level)
     chunks = [text[i * 8192 : (i + 1) * 8192] for i in range(16)]
-    chooser._lm = Sparing(*(chunks[i] for i in modelled), *chunks[8:])
+    replace(chooser, lm=Sparing(*(chunks[i] for i in modelled), *chunks[8:]))
     primer = chooser.primer()
     numbers = [number for number, _ in chooser.choose(chunks, primer)]
     assert primer.limit == limit << 10
@@ -242,6 +248,30 @@ def test_a_primer_that_the_model_codes_is_short(tiny, text, level, modelled, lim
     assert primer.complete == (limit <= 128)
 
 
+def test_a_log_has_a_profile_of_its_own(tiny, text, data):
+    """It is coded as a level codes it that has no model, which is tried where it was of use."""
+    log = (data / "dpkg.log").read_bytes()
+
+    class Counting(Sparing):
+        def encode_after(self, chunks, afters):
+            self.asked += chunks
+            return super().encode_after(chunks, afters)
+
+    for content, small, profile in ((text, 7, profile_6), (log, 2, profile_7)):
+        chooser, without = Chooser(tiny), Chooser(tiny, 4)
+        chunks = [content[i * 8192 : (i + 1) * 8192] for i in range(7)]
+        counting = Counting(*chunks[:small])
+        replace(chooser, lm=counting)
+        primer = chooser.primer()
+        chosen = chooser.choose(chunks, primer)
+        assert {coding.profile_id for coding in chooser.codings(primer)[2:]} == {profile().id}
+        assert [chunk for _, chunk in chosen[:small]] == [b"tiny"] * small
+        if profile is profile_7:
+            assert chosen[small:] == choose(without, chunks)[small:]
+            assert counting.asked[-small:] == chunks[:small]
+            assert all(counting.asked.count(chunk) <= 1 for chunk in chunks[small:])
+
+
 @pytest.mark.parametrize(("digits", "limit"), [(1, 256), (9, 128)])
 def test_a_primer_that_takes_long_to_read_is_half_as_long(tiny, digits, limit):
     """The mixer's time goes into what it did not guess."""
@@ -249,7 +279,7 @@ def test_a_primer_that_takes_long_to_read_is_half_as_long(tiny, digits, limit):
     lines = (b"%d: went in\n" % rng.randrange(10**digits) for _ in range(9000))
     log = b"".join(lines)
     chooser = Chooser(tiny)
-    chooser._lm = Sparing()
+    replace(chooser, lm=Sparing())
     primer = chooser.primer()
     chooser.choose([log[i : i + 8192] for i in range(0, 80_000, 8192)], primer)
     assert primer.limit == limit << 10
@@ -259,7 +289,7 @@ def test_a_primer_that_takes_long_to_read_is_half_as_long(tiny, digits, limit):
 def test_a_primer_that_the_model_codes_has_one_chunk_at_least(tiny, text, size, limit):
     chooser = Chooser(tiny)
     chunks = [text[i * size << 10 :][: size << 10] for i in range(2)]
-    chooser._lm = Sparing(*chunks)
+    replace(chooser, lm=Sparing(*chunks))
     primer = chooser.primer()
     chooser.choose(chunks, primer)
     assert (primer.limit, primer.end) == (limit << 10, min(2, limit // size) * size << 10)
@@ -285,7 +315,7 @@ def test_a_few_chunks_do_not_make_their_readers_wait_for_the_primer(
             ]
 
     chooser = Chooser(tiny, level, primer_bytes=1 << 15)
-    chooser._lm = Following()
+    replace(chooser, lm=Following())
     chunks = [text[i * 8192 : (i + 1) * 8192] for i in range(14)]
     primer = chooser.primer()
     codings = chooser.codings(primer)
@@ -305,7 +335,8 @@ def test_some_chunks_show_whether_any_is_to_follow_the_primer(tiny, text, level,
             return [[blob[:1000], *(blob[: 1000 - saved] for _ in afters[1:])] for blob in blobs]
 
     chooser = Chooser(tiny, level, primer_bytes=1 << 13)
-    chooser._lm = recorder = Counting()
+    recorder = Counting()
+    replace(chooser, lm=recorder)
     chunks = [text[i * 4096 : (i + 1) * 4096] for i in range(35)]
     chunks_of = {chunk: i for i, chunk in enumerate(chunks)}
     primer = chooser.primer()

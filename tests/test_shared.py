@@ -150,8 +150,9 @@ def in_store(backing, tiny, texts, search) -> None:
     """A file of a store that follows a text; the text is not there yet."""
     backing.write("log", texts[1] * 3)
     shared_id = shared.primer_id(texts[0])
-    coding = Coding(CodecId.MIX, tiny.id, profile_2().id, shared_id=shared_id)
-    chooser = Chooser(tiny, 4, shared=(shared_id, shared.shared_mixer(coding, search)))
+    chooser = Chooser(tiny, 4)
+    mixer = shared.shared_mixer(chooser.shared_coding(shared_id), search)
+    chooser = chooser.following((shared_id, mixer))
     freeze(backing.marks, "log", chooser, model=tiny, chunk_size=CHUNK)
 
 

@@ -1,10 +1,11 @@
 """What a mixer starts from: tables, and weights and maps learned on the training corpus.
 
-    python -m lmfs_tools.mixer WORK OUTPUT [--package X.lmm]
+    python -m lmfs_tools.mixer WORK OUTPUT [--package X.lmm] [--of KIND]
 
 WORK is what lmfs_tools.corpus prepared; OUTPUT becomes the data of a coder profile
-(lmfs/profile.py). The layout is that of `Tables` and `Adaptive` in lmfs/native/mixer.hpp. Floating
-point is used here freely: the profile stores what came out.
+(lmfs/profile.py): of profile 6 where KIND is prose, of profile 7 where it is logs. The layout is
+that of `Tables` and `Adaptive` in lmfs/native/mixer.hpp. Floating point is used here freely: the
+profile stores what came out.
 """
 
 from __future__ import annotations
@@ -31,6 +32,12 @@ INPUTS, GUESS_INPUTS = 56, 16
 WEIGHT_ONE = 1 << 13
 KNOTS = 33
 PIECE = 16 << 10
+LOGS = ("logs.txt", "json.txt")
+SOURCES = {
+    "all": tuple(WEIGHTS),
+    "prose": tuple(name for name in WEIGHTS if name not in LOGS),
+    "logs": LOGS,
+}
 
 TABLES = np.dtype(
     [
@@ -65,6 +72,7 @@ ADAPTIVE = np.dtype(
     ]
 )
 COUNTERS = tuple(name for name in ADAPTIVE.names or () if ADAPTIVE[name].base == np.dtype("<u4"))
+_COUNT_BITS = 10  # of a counter, below its probability
 
 
 # ------------------------------------------------------------------------------ bit histories
@@ -171,14 +179,39 @@ def rested(adaptive: NDArray[np.void], most: int) -> NDArray[np.void]:
     return result
 
 
+class Mean:
+    """Of what was learned at different times: each time knows the last text best."""
+
+    def __init__(self) -> None:
+        self._sums = {name: np.zeros(ADAPTIVE[name].shape) for name in ADAPTIVE.names or ()}
+        self._count = 0
+
+    def add(self, adaptive: NDArray[np.void]) -> None:
+        self._count += 1
+        for name, total in self._sums.items():
+            total += adaptive[name] >> _COUNT_BITS if name in COUNTERS else adaptive[name]
+
+    def of(self, last: NDArray[np.void]) -> NDArray[np.void]:
+        """With the counts of the last one."""
+        result = last.copy()
+        for name, total in self._sums.items():
+            mean = np.rint(total / self._count).astype(last[name].dtype)
+            if name in COUNTERS:
+                mean = mean << _COUNT_BITS | last[name] & 1023
+            result[name] = mean
+        return result
+
+
 # ------------------------------------------------------------------------------ learning
 
 
-def samples(work: pathlib.Path, vocabulary: Vocabulary, count: int) -> list[list[bytes]]:
-    """Runs of chunks from all sources in turn: `count` from each, of 8 chunks."""
+def samples(
+    work: pathlib.Path, vocabulary: Vocabulary, sources: tuple[str, ...], count: int
+) -> list[list[bytes]]:
+    """Runs of chunks from these sources in turn: `count` from each, of 8 chunks."""
     result = []
     for k in range(count):
-        for name in WEIGHTS:
+        for name in sources:
             tokens = np.load(work / "tokens" / f"{name}.npy", mmap_mode="r")
             start = (2 * k + 1) * len(tokens) // (2 * count)
             some = np.array(tokens[start : start + 4 * PIECE], np.uint16)
@@ -190,11 +223,14 @@ def samples(work: pathlib.Path, vocabulary: Vocabulary, count: int) -> list[list
 def learn(
     data: bytes, package: ModelPackage, runs: list[list[bytes]], with_model: bool
 ) -> NDArray[np.void]:
-    """Passes over the runs; each is a primer for its last chunk, which a model may code, too."""
+    """One pass over the runs, each a primer for some of its chunks, which a model may code, too.
+
+    The mean of what there is behind each run of the last two thirds.
+    """
     profile = MixerProfile(data, *CoderProfile.mixer_sizes)
     vocabulary = package.tokenizer().vocabulary
     mixer = Mixer(profile, vocabulary)
-    bits = total = 0.0
+    mean, bits, total = Mean(), 0.0, 0.0
     engine = engine_for(package) if with_model else None
     for number, run in enumerate(runs):
         mixer.forget()
@@ -214,7 +250,13 @@ def learn(
                 bits += encoder.ideal_bits
                 mixer = encoder.mixer
             total += len(chunk)
+        if number >= len(runs) // 3:
+            mean.add(_adaptive(mixer))
     print(f"{total / 1e6:.1f} MB learned from, {bits / total:.4f} bits a byte", flush=True)
+    return mean.of(_adaptive(mixer))
+
+
+def _adaptive(mixer: Mixer) -> NDArray[np.void]:
     return np.frombuffer(mixer.adaptive(), ADAPTIVE)[0]
 
 
@@ -223,12 +265,15 @@ def main() -> None:
     parser.add_argument("work", type=pathlib.Path)
     parser.add_argument("output", type=pathlib.Path)
     parser.add_argument("--package", type=pathlib.Path)
-    parser.add_argument("--runs", type=int, default=6, help="of each source")
-    parser.add_argument("--rest", type=int, default=20, help="the largest count to start from")
+    parser.add_argument("--of", choices=SOURCES, default="all", help="learn from these texts")
+    parser.add_argument("--runs", type=int, default=540, help="of all sources together")
+    parser.add_argument("--rest", type=int, default=12, help="the largest count to start from")
     parser.add_argument("--without-model", action="store_true")
     args = parser.parse_args()
     package = ModelPackage.load(args.package) if args.package else registry.shipped()
-    runs = samples(args.work, package.tokenizer().vocabulary, args.runs)
+    sources = SOURCES[args.of]
+    vocabulary = package.tokenizer().vocabulary
+    runs = samples(args.work, vocabulary, sources, args.runs // len(sources))
     start = unlearned()
     learned = learn(
         tables().tobytes() + start.tobytes(), package, runs, with_model=not args.without_model

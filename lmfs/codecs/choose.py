@@ -23,14 +23,16 @@ if TYPE_CHECKING:
     from lmfs.codecs.mix import MixCodec
     from lmfs.models.package import ModelPackage
     from lmfs.native import Mixer
+    from lmfs.profile import CoderProfile
 
 # Below this predictions save fewer bytes than declaring them costs.
 MIN_PREDICTED_BYTES = 256
 # Where the model would code fewer of so many chunks than this share, it codes none: who reads such
 # a text, a log mostly, is not to wait for the model because of its first chunk.
 MIN_MODEL_CHUNKS, MIN_MODEL_SHARE = 8, 0.25
-# The second half of a text's beginning shows how long its primer may be: a short one if the model
-# makes that smaller by so much, half of it where the mixer leaves so much, which takes long as well.
+# The second half of a text's beginning shows what it is. Prose, if the model makes that smaller by
+# so much: it has a short primer. Else a log; half of its primer, where the mixer leaves so much of
+# it, for that takes long as well.
 LEAD_BYTES, MIN_MODEL_LEAD, DENSE_SHARE = 64 << 10, 0.05, 0.15
 # Of so many chunks, one shows whether any of them is to follow the primer.
 SAMPLE_EVERY = 8
@@ -40,6 +42,8 @@ MAX_STRANGE = 0.10
 # In `codings`: the last is the first of those that follow a part of the primer, and behind these
 # comes the one that follows the shared primer alone.
 _RAW, _ZSTD, _MIX, _LM, _LM_PRIMED, _LM_STEPS = range(6)
+
+_Tried = tuple[list[tuple[int, bytes]], list[tuple[int, bytes]]]
 
 _TEXT = bytes([9, 10, 12, 13, 27, *range(32, 127), *range(128, 256)])
 
@@ -69,7 +73,8 @@ class Level:
     # the primer, a second where the model codes that.
     primer_gain_of_all: float = 0.0
     large: bool = False  # a mixer that remembers long primers, in tens of megabytes
-    # The model's chunks are made for who reads at random: twice as quick, 1 % longer.
+    # The model's chunks are made for who reads at random: twice as quick, 1 % longer. And a member
+    # has the profile that was learned from texts like it.
     strands: bool = False
 
 
@@ -107,6 +112,23 @@ LEVELS = {
 DEFAULT_LEVEL = 6
 
 
+@dataclass
+class _Coders:
+    """What predicted chunks of a member are coded with; nothing: there are none."""
+
+    ids: tuple[bytes, bytes] | None = None  # of the model and the profile
+    mix: MixCodec | None = None
+    lm: LmCodec | None = None
+
+
+class MemberPrimer(Primer):
+    """What the chunks of a new member follow, and what they are coded with."""
+
+    def __init__(self, limit: int, start: Callable[[], Mixer], coders: _Coders) -> None:
+        super().__init__(limit, start)
+        self.coders = coders
+
+
 class Chooser:
     """Codes batches of chunks, each with the codec that makes it smallest."""
 
@@ -129,36 +151,43 @@ class Chooser:
         self._zstd = ZstdCodec(self._level.zstd if zstd_level is None else zstd_level)
         self._primer_bytes = self._level.primer_bytes if primer_bytes is None else primer_bytes
         self._shared = shared
-        self._mix: MixCodec | None = None
-        self._lm: LmCodec | None = None
-        self._ids: tuple[bytes, bytes] | None = None  # of the model and the profile
+        self._prose = self._log = _Coders()  # the log's: also of what follows a shared primer
         if model is not None and self._level.mixer:
-            from lmfs.codecs.mix import MixCodec
-            from lmfs.profile import profile_2, profile_4, profile_5
+            from lmfs.profile import profile_2, profile_4, profile_6, profile_7
 
-            small = profile_5 if self._level.strands else profile_2
-            profile = profile_4() if self._level.large else small()
-            self._mix = MixCodec(model, profile)
-            self._ids = model.id, profile.id
-            if self._level.model:
-                from lmfs.codecs.lm import LmCodec
+            if self._level.large:
+                self._prose = self._log = self._coders(model, profile_4())
+            elif self._level.model and not self._level.strands:
+                self._prose = self._log = self._coders(model, profile_2())
+            else:
+                self._prose = self._log = self._coders(model, profile_7())
+                if self._level.model:
+                    self._prose = self._coders(model, profile_6())
 
-                self._lm = LmCodec(model, profile)
+    def _coders(self, model: ModelPackage, profile: CoderProfile) -> _Coders:
+        from lmfs.codecs.mix import MixCodec
 
-    def codings(self, primer: Primer) -> list[Coding]:
+        lm = None
+        if self._level.model:
+            from lmfs.codecs.lm import LmCodec
+
+            lm = LmCodec(model, profile)
+        return _Coders((model.id, profile.id), MixCodec(model, profile), lm)
+
+    def codings(self, primer: MemberPrimer) -> list[Coding]:
         """Those that `choose` names by number, for a member with this primer."""
         codings = [Coding(CodecId.RAW), Coding(CodecId.ZSTD)]
-        if self._ids is not None:
+        if (ids := primer.coders.ids) is not None:
             follows = (primer.limit, self._shared[0] if self._shared else None)
-            codings.append(Coding(CodecId.MIX, *self._ids, *follows))
-            if self._lm is not None:
-                codings.append(Coding(CodecId.LM, *self._ids))
-                codings.append(Coding(CodecId.LM, *self._ids, *follows))
+            codings.append(Coding(CodecId.MIX, *ids, *follows))
+            if primer.coders.lm is not None:
+                codings.append(Coding(CodecId.LM, *ids))
+                codings.append(Coding(CodecId.LM, *ids, *follows))
                 codings += [
-                    Coding(CodecId.LM, *self._ids, step, follows[1]) for step in self._steps(primer)
+                    Coding(CodecId.LM, *ids, step, follows[1]) for step in self._steps(primer)
                 ]
                 if self._shared:
-                    codings.append(Coding(CodecId.LM, *self._ids, 0, self._shared[0]))
+                    codings.append(Coding(CodecId.LM, *ids, 0, self._shared[0]))
         return codings
 
     def _steps(self, primer: Primer) -> list[int]:
@@ -173,7 +202,7 @@ class Chooser:
     @property
     def primer_bytes(self) -> int:
         """How much of its member's beginning a chunk follows; 0 without a mixer."""
-        return self._primer_bytes if self._mix else 0
+        return self._primer_bytes if self._log.mix else 0
 
     def following(self, shared: tuple[bytes, Mixer]) -> Chooser:
         """This chooser, for members whose chunks follow this shared primer."""
@@ -181,14 +210,15 @@ class Chooser:
         other._shared = shared
         return other
 
-    def primer(self) -> Primer:
+    def primer(self) -> MemberPrimer:
         """What the chunks of a new member follow, for `choose`."""
-        return Primer(self.primer_bytes, self.start)
+        if self._shared:
+            return MemberPrimer(self.primer_bytes, self._shared[1].copy, self._log)
+        return MemberPrimer(self.primer_bytes, lambda: _start(self._prose), self._prose)
 
     def start(self) -> Mixer:
-        """What a new member's chunks follow, to be changed at will; only with a mixer."""
-        assert self._mix is not None
-        return self._shared[1].copy() if self._shared else self._mix.start()
+        """What a shared primer is seen by, to be changed at will; only with a mixer."""
+        return _start(self._log)
 
     def sizes(
         self, beginnings: Sequence[bytes], mixers: Sequence[Mixer], *, model: bool
@@ -198,15 +228,22 @@ class Chooser:
         beginnings: of different members, none empty
         model: whether the model may be tried as well; without it this is quick
         """
-        assert self._mix is not None
         afters = [None, *mixers]
         zstd = [len(blob) for blob in self._zstd.encode(beginnings)]
         found = [[size] * len(afters) for size in zstd]
-        for k, after in enumerate(afters):
-            for sizes, blob in zip(found, self._mix.encode(beginnings, after), strict=True):
-                sizes[k] = min(sizes[k], len(blob))
-        if model and self._lm is not None:
-            lanes = self._lm.encode_after(beginnings, afters)
+        # What follows nothing is coded as whichever it is.
+        behind = [(self._log, afters)]
+        if self._prose is not self._log:
+            behind.append((self._prose, [None]))
+        for coders, each in behind:
+            assert coders.mix is not None
+            for k, after in enumerate(each):
+                for sizes, blob in zip(found, coders.mix.encode(beginnings, after), strict=True):
+                    sizes[k] = min(sizes[k], len(blob))
+        for coders, each in behind:
+            if not model or coders.lm is None:
+                continue
+            lanes = coders.lm.encode_after(beginnings, each)
             for sizes, lane in zip(found, lanes, strict=True):
                 for k, blob in enumerate(lane):
                     least = min(len(lane[0]), len(blob))
@@ -216,14 +253,15 @@ class Chooser:
 
     def shared_coding(self, shared_id: bytes) -> Coding:
         """That of a chunk which follows this shared primer and is coded by the mixer."""
-        assert self._ids is not None
-        return Coding(CodecId.MIX, *self._ids, 0, shared_id)
+        assert self._log.ids is not None
+        return Coding(CodecId.MIX, *self._log.ids, 0, shared_id)
 
-    def choose(self, chunks: Sequence[bytes], primer: Primer) -> list[tuple[int, bytes]]:
+    def choose(self, chunks: Sequence[bytes], primer: MemberPrimer) -> list[tuple[int, bytes]]:
         """For each chunk (none is empty) the number of its coding in `codings`, and its blob.
 
         chunks: of one member, in order, with no gap to those of the call before
-        primer: that member's; with its first chunks it is decided how long it will be
+        primer: that member's; with its first chunks it is decided how long it will be, and what
+            all are coded with
         A blob is never empty and never longer than its chunk.
         """
         head = self._head(chunks, primer)
@@ -232,8 +270,10 @@ class Chooser:
         with_it, without = (sum(len(b) for _, b in some[head // 2 :]) for some in tried)
         if head and with_it <= (1 - MIN_MODEL_LEAD) * without:
             head = self._shorten(chunks, primer)
-        elif without > DENSE_SHARE * sum(map(len, chunks[head // 2 : head])):
-            primer.shorten(max(primer.end, primer.limit // 2))
+        elif head:
+            tried = self._as_log(chunks[:head], primer, tried)
+            if without > DENSE_SHARE * sum(map(len, chunks[head // 2 : head])):
+                primer.shorten(max(primer.end, primer.limit // 2))
         rest = self._try(chunks[head:], primer)
         best, without_model = (some[:head] + more for some, more in zip(tried, rest, strict=True))
         predicted = sum(number >= _MIX for number, _ in best)
@@ -243,10 +283,10 @@ class Chooser:
                 return without_model
         return best
 
-    def _head(self, chunks: Sequence[bytes], primer: Primer) -> int:
+    def _head(self, chunks: Sequence[bytes], primer: MemberPrimer) -> int:
         """How many chunks show whether the primer is to be short."""
         limit = self._level.model_primer_bytes
-        if self._lm is None or limit is None or limit >= primer.limit:
+        if primer.coders.lm is None or limit is None or limit >= primer.limit:
             return 0
         if primer.end or not chunks:
             return 0
@@ -261,10 +301,22 @@ class Chooser:
         ends = itertools.accumulate(map(len, chunks))
         return sum(end <= primer.limit for end in ends)
 
+    def _as_log(self, chunks: Sequence[bytes], primer: MemberPrimer, tried: _Tried) -> _Tried:
+        """The member's first chunks once more, coded as a log is, if they are not yet."""
+        if primer.coders is self._log:
+            return tried
+        primer.coders = self._log
+        primer.restart(lambda: _start(self._log))
+        return self._try(chunks, primer, [number >= _LM for number, _ in tried[0]])
+
     def _try(
-        self, chunks: Sequence[bytes], primer: Primer
-    ) -> tuple[list[tuple[int, bytes]], list[tuple[int, bytes]]]:
-        """What `choose` returns, with the model and without it."""
+        self, chunks: Sequence[bytes], primer: MemberPrimer, modelled: Sequence[bool] | None = None
+    ) -> _Tried:
+        """What `choose` returns, with the model and without it.
+
+        modelled: for which chunks the model is tried at all; None: any
+        """
+        mix, lm = primer.coders.mix, primer.coders.lm
         best = [(_RAW, chunk) for chunk in chunks]
 
         def offer(i: int, number: int, blob: bytes) -> None:
@@ -274,7 +326,7 @@ class Chooser:
         zstd = in_parallel(lambda chunk: self._zstd.encode([chunk])[0], chunks)
         for i, blob in enumerate(zstd):
             offer(i, _ZSTD, blob)
-        if self._mix is None:
+        if mix is None:
             return best, list(best)
         texts = [
             i
@@ -282,11 +334,16 @@ class Chooser:
             if len(chunk) >= MIN_PREDICTED_BYTES and looks_like_text(chunk)
         ]
         starts = [*itertools.accumulate(map(len, chunks), initial=primer.end)]
-        primed = self._mix_all(chunks, texts, primer, offer)
+        primed = _mix_all(mix, chunks, texts, primer, offer)
         without_model = list(best)
-        if self._lm is None:
+        if lm is None:
             return best, without_model
-        worth = [i for i in texts if len(best[i][1]) >= self._level.model_from * len(chunks[i])]
+        worth = [
+            i
+            for i in texts
+            if (modelled is None or modelled[i])
+            and len(best[i][1]) >= self._level.model_from * len(chunks[i])
+        ]
         # Within the primer a chunk that the model codes follows a part of it at most: whoever
         # reads what is behind would wait for one chunk after the other.
         steps = self._steps(primer)
@@ -295,16 +352,16 @@ class Chooser:
         trials = [([i for i in places if not places[i]], _LM_STEPS + len(steps), alone)]
         for k, step in enumerate(steps):
             inside = [i for i in places if places[i] == k + 1]
-            behind = [self._lm.behind(primer, step)] if inside else []
+            behind = [lm.behind(primer, step)] if inside else []
             trials.append((inside, _LM_STEPS + k, behind))
         behind_all = [i for i in worth if i in primed]
-        behind = [self._lm.behind(primer, primer.limit)] if behind_all else []
+        behind = [lm.behind(primer, primer.limit)] if behind_all else []
         trials.append((behind_all, _LM_PRIMED, behind))
         for trial, following, afters in trials:
             if not trial:
                 continue
             whole = following == _LM_PRIMED
-            blobs = self._code([chunks[i] for i in trial], afters, whole=whole)
+            blobs = self._code(lm, [chunks[i] for i in trial], afters, whole=whole)
             follow = self._worth_following(blobs, whole=whole)
             for i, lane, follows in zip(trial, blobs, follow, strict=True):
                 most = (1 - self._level.model_gain) * len(best[i][1])
@@ -314,20 +371,19 @@ class Chooser:
         return best, without_model
 
     def _code(
-        self, chunks: Sequence[bytes], afters: Sequence[Mixer], *, whole: bool
+        self, lm: LmCodec, chunks: Sequence[bytes], afters: Sequence[Mixer], *, whole: bool
     ) -> list[list[bytes]]:
         """For each chunk a blob of the model that follows nothing, and one behind `afters`.
 
         The latter only of some chunks where these show that none is to follow the whole primer.
         """
-        assert self._lm is not None
         for_all = whole and self._level.primer_gain_of_all
         if not for_all or len(chunks) < 2 * SAMPLE_EVERY:
-            return self._lm.encode_after(chunks, [None, *afters])
-        sample = self._lm.encode_after(chunks[::SAMPLE_EVERY], [None, *afters])
+            return lm.encode_after(chunks, [None, *afters])
+        sample = lm.encode_after(chunks[::SAMPLE_EVERY], [None, *afters])
         more = afters if any(self._worth_following(sample, whole=True)) else []
         others = [chunk for i, chunk in enumerate(chunks) if i % SAMPLE_EVERY]
-        coded = self._lm.encode_after(others, [None, *more])
+        coded = lm.encode_after(others, [None, *more])
         for k, lane in enumerate(sample):
             coded.insert(k * SAMPLE_EVERY, lane)
         return coded
@@ -348,34 +404,39 @@ class Chooser:
                 return [False] * len(lanes)
         return follow
 
-    def _mix_all(
-        self,
-        chunks: Sequence[bytes],
-        texts: Sequence[int],
-        primer: Primer,
-        offer: Callable[[int, int, bytes], None],
-    ) -> Sequence[int]:
-        """Code the chunks that are text with the mixer, and feed the primer.
 
-        Which of them follow the whole primer.
-        """
-        assert self._mix is not None
-        primed = texts
-        for i, chunk in enumerate(chunks):
-            if primer.complete:
-                break
-            primed = [k for k in texts if k > i]
-            if i not in texts:
-                primer.feed(chunk)
-                continue
-            mixer = primer.mixer(primer.end).copy()
-            offer(i, _MIX, self._mix.encode_on(mixer, chunk))
-            primer.feed(chunk, mixer)
-        after = primer.mixer(primer.limit) if primed else None
-        mixed = self._mix.encode([chunks[i] for i in primed], after)
-        for i, blob in zip(primed, mixed, strict=True):
-            offer(i, _MIX, blob)
-        return primed
+def _start(coders: _Coders) -> Mixer:
+    assert coders.mix is not None
+    return coders.mix.start()
+
+
+def _mix_all(
+    mix: MixCodec,
+    chunks: Sequence[bytes],
+    texts: Sequence[int],
+    primer: Primer,
+    offer: Callable[[int, int, bytes], None],
+) -> Sequence[int]:
+    """Code the chunks that are text with the mixer, and feed the primer.
+
+    Which of them follow the whole primer.
+    """
+    primed = texts
+    for i, chunk in enumerate(chunks):
+        if primer.complete:
+            break
+        primed = [k for k in texts if k > i]
+        if i not in texts:
+            primer.feed(chunk)
+            continue
+        mixer = primer.mixer(primer.end).copy()
+        offer(i, _MIX, mix.encode_on(mixer, chunk))
+        primer.feed(chunk, mixer)
+    after = primer.mixer(primer.limit) if primed else None
+    mixed = mix.encode([chunks[i] for i in primed], after)
+    for i, blob in zip(primed, mixed, strict=True):
+        offer(i, _MIX, blob)
+    return primed
 
 
 def looks_like_text(chunk: bytes) -> bool:

@@ -102,6 +102,13 @@ class Primer:
             self._chunks = {at: self._chunks[at] for at in self._ends[:-1]}
             self._states = {e: mixer for e, mixer in self._states.items() if e <= self.end}
 
+    def restart(self, start: Callable[[], Mixer]) -> None:
+        """Let it begin with another mixer, before anything follows it; nothing is known then."""
+        with self._lock:
+            self._start = start
+            self._ends, self._chunks, self._reach = [0], {}, 0
+            self._states.clear()
+
     def lost(self, start: int, size: int) -> None:
         """The chunk that is there cannot be had; nothing follows it that ends before it does."""
         with self._lock:
