@@ -12,10 +12,8 @@ from backing import CHUNK, Backing, mount, text, unmount
 
 import lmfs.cli
 from lmfs.codecs.choose import Chooser
-from lmfs.container import CodecId, Coding
 from lmfs.errors import LmfsError
 from lmfs.lmz import shared
-from lmfs.profile import profile_2
 from lmfs.store import publish
 from lmfs.store.content import open_frozen
 from lmfs.store.findings import Finding, Kind
@@ -156,9 +154,9 @@ def primed(tmp_path, tiny, data):
     place.write_bytes(lmfs.compress(primer, chooser=Chooser(None)))
     backing.store.pin_model(tiny.id, tiny.path)
     backing.write("log", log[40_000:52_000])
-    coding = Coding(CodecId.MIX, tiny.id, profile_2().id, shared_id=shared_id)
-    follows = shared_id, shared.shared_mixer(coding, backing.store.search)
-    chooser = Chooser(tiny, 4, primer_bytes=0, shared=follows)
+    chooser = Chooser(tiny, 4, primer_bytes=0)
+    mixer = shared.shared_mixer(chooser.shared_coding(shared_id), backing.store.search)
+    chooser = chooser.following((shared_id, mixer))
     assert freeze(backing.marks, "log", chooser, model=tiny, chunk_size=500).reason is None
     yield backing, place, log[40_000:52_000]
     backing.close()

@@ -37,7 +37,7 @@ from blake3 import blake3
 import lmfs
 from lmfs import lmz
 from lmfs.codecs.choose import Chooser
-from lmfs.container import CodecId, Coding, Kind, sniff
+from lmfs.container import Kind, sniff
 from lmfs.engines.native import NativeEngine
 from lmfs.errors import LmfsError
 from lmfs.lmz import shared
@@ -45,7 +45,6 @@ from lmfs.lmz.inspect import Inspection
 from lmfs.lmz.recovery import Recovered
 from lmfs.models import certificate
 from lmfs.models.package import ModelPackage, write_package
-from lmfs.profile import profile_2
 from lmfs.store.freeze import Action, freeze, thaw
 from lmfs.store.fsck import Check, Finding
 from lmfs.store.marks import Marks
@@ -88,7 +87,7 @@ def containers(search: Sequence[pathlib.Path]) -> list[bytes]:
     plain = Chooser(None, zstd_level=3)
     modelled = Chooser(tiny, 8, primer_bytes=600)
     shared_id = shared.primer_id(_primer_text())
-    coding = Coding(CodecId.MIX, tiny.id, profile_2().id, shared_id=shared_id)
+    coding = Chooser(tiny, 4).shared_coding(shared_id)
     follows = shared_id, shared.shared_mixer(coding, search)
     found = [
         _packed(b"", plain, 64),
@@ -282,7 +281,7 @@ def make_store(folder: pathlib.Path, search: Sequence[pathlib.Path]) -> None:
         store.primers.mkdir()
         shutil.copy(search[0] / shared.file_name(shared_id), folder / ".lmfs" / "primers")
         marks = Marks(store)
-        coding = Coding(CodecId.MIX, tiny.id, profile_2().id, shared_id=shared_id)
+        coding = Chooser(tiny, 4).shared_coding(shared_id)
         follows = shared_id, shared.shared_mixer(coding, search)
         for name, chooser in (
             ("plain", Chooser(None, zstd_level=3)),
