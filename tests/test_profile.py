@@ -30,8 +30,8 @@ PROFILE_2_ID = "e0ce3dbeedb1099104273b491ca3cfdc"
 PROFILE_3_ID = "e017c81bddc117541fa2f9abd1aa176e"
 PROFILE_4_ID = "6f169bed8fdf4aff07ff25667b5f621e"
 PROFILE_5_ID = "a8a1a335bb50880a636659eeac339115"
-PROFILE_6_ID = "?"
-PROFILE_7_ID = "?"
+PROFILE_6_ID = "3af33992685b45b268146ae2648da1aa"
+PROFILE_7_ID = "e311a10bc191db5a0ac574d404b36dcd"
 
 
 def test_the_table_is_the_rounded_exponential() -> None:

@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=pathlib.Path)
     parser.add_argument("model", nargs="?", default=registry.DEFAULT_MODEL)
-    parser.add_argument("--level", type=int, default=DEFAULT_LEVEL, help="9 has profile 4")
+    parser.add_argument("--level", type=int, default=DEFAULT_LEVEL, help="9 has profile 4, 4 has 7")
     parser.add_argument("--chunk-size", type=int, default=CHUNK_SIZE, help="8192: with strands")
     args = parser.parse_args()
     model = registry.shipped(args.model)

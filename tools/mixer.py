@@ -217,7 +217,7 @@ def samples(
             some = np.array(tokens[start : start + 4 * PIECE], np.uint16)
             run = vocabulary.spell(some)[: 8 * PIECE]
             result.append([run[i : i + PIECE] for i in range(0, len(run) - PIECE + 1, PIECE)])
-    return result
+    return [run for run in result if run]
 
 
 def learn(
