@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import struct
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -176,18 +177,27 @@ def profile_7() -> CoderProfile:
     )
 
 
+# By their ids, so that none is read but the one that is wanted.
+_MAKERS: dict[str, Callable[[], CoderProfile]] = {
+    "4dc27f4314ca0a564d4379ad4c97b01e": lambda: PROFILE_1,
+    "e0ce3dbeedb1099104273b491ca3cfdc": profile_2,
+    "e017c81bddc117541fa2f9abd1aa176e": profile_3,
+    "6f169bed8fdf4aff07ff25667b5f621e": profile_4,
+    "a8a1a335bb50880a636659eeac339115": profile_5,
+    "3af33992685b45b268146ae2648da1aa": profile_6,
+    "e311a10bc191db5a0ac574d404b36dcd": profile_7,
+}
+
+
 def profile_by_id(id: bytes) -> CoderProfile:
     """The profile with this id; VersionError where this lmfs does not know it."""
-    if id == PROFILE_1.id:
-        return PROFILE_1
-    makers = (profile_7, profile_6, profile_5, profile_4, profile_3, profile_2)
-    for make in makers:  # one after the other: each reads its data
-        if make().id == id:
-            return make()
-    known = [*(make().id.hex() for make in makers), PROFILE_1.id.hex()]
+    for known, make in _MAKERS.items():
+        # Its data may be damaged where it lies: then it is another one.
+        if bytes.fromhex(known) == id and (profile := make()).id == id:
+            return profile
     raise VersionError(
         "the file was coded with a coder profile that this lmfs does not know",
-        expected=" or ".join(known),
+        expected=" or ".join(_MAKERS),
         got=id.hex(),
         do="install a newer lmfs",
     )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import reference_mixer
 
+from lmfs import profile as profiles
 from lmfs.errors import VersionError
 from lmfs.profile import (
     ID_BYTES,
@@ -120,6 +121,13 @@ def test_profiles_6_and_7_are_profile_5_with_other_data(number, make, id) -> Non
     tables = [reference_mixer.split(each.mixer_data)[0] for each in (before, profile)]
     assert tables[0].tobytes() == tables[1].tobytes()
     assert profile.mixer_data != before.mixer_data
+
+
+def test_a_profile_whose_data_are_damaged_is_another_one(monkeypatch) -> None:
+    damaged = CoderProfile(profile_6().description + " ", PROFILE_1.table, profile_6().mixer_data)
+    monkeypatch.setitem(profiles._MAKERS, PROFILE_6_ID, lambda: damaged)
+    with pytest.raises(VersionError, match=PROFILE_6_ID):
+        profile_by_id(profile_6().id)
 
 
 @pytest.mark.parametrize("make", [profile_2, profile_6, profile_7])

@@ -190,6 +190,7 @@ std::size_t advance(lmfs::engine::Engine& engine, lmfs::engine::Lanes& lanes,
 }  // namespace
 
 NB_MODULE(_core, module) {
+    nb::set_leak_warnings(false);  // what caches hold at the end of a program is no leak
     module.attr("PROBABILITY_BITS") = lmfs::kProbabilityBits;
 
     nb::class_<Vocabulary>(module, "Vocabulary")
