@@ -15,6 +15,7 @@ import pytest
 from containers import Planned, packed, reader, recovered
 
 from lmfs import lmz
+from lmfs import profile as profiles
 from lmfs.codecs import primer as primer_module
 from lmfs.codecs.choose import LEVELS, Chooser
 from lmfs.codecs.lm import LmCodec
@@ -98,12 +99,18 @@ def tailed():
     return profile
 
 
+def stand_in(monkeypatch, tailed) -> None:
+    """For profile 4, to whoever writes and whoever reads."""
+    monkeypatch.setattr("lmfs.profile.profile_4", lambda: tailed)
+    monkeypatch.setitem(profiles._MAKERS, tailed.id.hex(), lambda: tailed)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("plan", [MIXED, PARTS])
 def test_the_end_of_a_primer_is_seen_with_the_model(
     tiny, text, search, monkeypatch, tailed, shape, plan
 ):
-    monkeypatch.setattr("lmfs.profile.profile_4", lambda: tailed)
+    stand_in(monkeypatch, tailed)
     primer, length = shaped(shape, CHUNK)
     container = packed(text[:length], CHUNK, chooser=Planned(tiny, plan, primer, tailed))
     check_reading(container, text[:length], CHUNK, **search)
@@ -148,7 +155,7 @@ def test_the_models_chunks_of_a_primer_follow_parts_of_it(
     size = 400
     stepped = dataclasses.replace(LEVELS[level], first_step_bytes=2 * size, primer_gain=-1.0)
     monkeypatch.setitem(LEVELS, level, stepped)
-    monkeypatch.setattr("lmfs.profile.profile_4", lambda: tailed)
+    stand_in(monkeypatch, tailed)
     profile = profile_2() if level == 8 else tailed
     prose = (data / "alice29.txt").read_bytes()[5000 : 5000 + 12 * size]
     chooser = Chooser(tiny, level, primer_bytes=9 * size)
