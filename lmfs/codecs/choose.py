@@ -145,7 +145,8 @@ class Chooser:
         model: None: raw and zstd only
         level: a key of LEVELS
         zstd_level, primer_bytes: instead of the level's
-        shared: the shared primer that chunks follow, its id and the state behind it
+        shared: the shared primer that chunks follow, its id and the state behind it, which is that
+            of a level's `shared_coding`
         """
         self._level = LEVELS[level]
         self._zstd = ZstdCodec(self._level.zstd if zstd_level is None else zstd_level)
