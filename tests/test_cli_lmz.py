@@ -17,7 +17,7 @@ import pytest
 from lmfs import lmz
 from lmfs.cli import lmz as cli
 from lmfs.codecs.choose import Chooser
-from lmfs.new_file import NewFile
+from lmfs.store.new_file import NewFile
 
 TEXT = b"".join(b"%d bottles of beer on the wall\n" % n for n in range(3000))
 

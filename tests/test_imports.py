@@ -21,7 +21,6 @@ LAYERS = {
     "layout": 1,
     "pages": 1,
     "native": 1,
-    "new_file": 1,
     "profile": 1,
     "tokenizer": 1,
     "zstd_blob": 1,

@@ -7,7 +7,8 @@ import os
 
 import pytest
 
-from lmfs.new_file import NewFile
+from lmfs.store import system
+from lmfs.store.new_file import NewFile
 
 
 def names(path):
@@ -27,13 +28,21 @@ def test_it_gets_its_name_last(tmp_path):
     assert names(tmp_path) == ["a"]
 
 
-@pytest.mark.parametrize("links", [True, False])
-def test_nothing_is_overwritten_unasked(tmp_path, monkeypatch, links):
+@pytest.mark.parametrize(("links", "renames"), [(True, True), (False, True), (False, False)])
+def test_nothing_is_overwritten_unasked(tmp_path, monkeypatch, links, renames):
+    """Whatever the filesystem can do; nor by who comes between the last look and the naming."""
+
     def no_link(source, target):
         raise OSError(errno.EPERM, "Operation not permitted")
 
+    def no_flags(source, target, **options):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
     if not links:
         monkeypatch.setattr(os, "link", no_link)
+        monkeypatch.setattr(os.path, "lexists", lambda path: False)
+    if not renames:
+        monkeypatch.setattr(system, "rename", no_flags)
     target = tmp_path / "a"
     new = NewFile(target)
     new.file.write(b"new")

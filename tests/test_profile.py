@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from array import array
 from decimal import ROUND_HALF_UP, Decimal, localcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
 import reference_mixer
+import zstandard
 
 from lmfs import profile as profiles
-from lmfs.errors import VersionError
+from lmfs.errors import DamagedError, VersionError
 from lmfs.profile import (
     ID_BYTES,
     PROFILE_1,
@@ -123,11 +125,23 @@ def test_profiles_6_and_7_are_profile_5_with_other_data(number, make, id) -> Non
     assert profile.mixer_data != before.mixer_data
 
 
-def test_a_profile_whose_data_are_damaged_is_another_one(monkeypatch) -> None:
-    damaged = CoderProfile(profile_6().description + " ", PROFILE_1.table, profile_6().mixer_data)
-    monkeypatch.setitem(profiles._MAKERS, PROFILE_6_ID, lambda: damaged)
-    with pytest.raises(VersionError, match=PROFILE_6_ID):
-        profile_by_id(profile_6().id)
+@pytest.mark.parametrize("damage", ["a bit of the data", "the frame", "all of it"])
+def test_damaged_data_code_nothing(monkeypatch, tmp_path, damage) -> None:
+    """What they coded could be read by this very lmfs alone, and after its repair by none."""
+    right = Path(profiles.__file__).with_name("profiles") / "mixer-6.zst"
+    data = bytearray(zstandard.ZstdDecompressor().decompress(right.read_bytes()))
+    data[len(data) // 2] ^= 1
+    packed = {
+        "a bit of the data": zstandard.ZstdCompressor().compress(bytes(data)),
+        "the frame": right.read_bytes()[:-1000],
+        "all of it": b"",
+    }
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "mixer-6.zst").write_bytes(packed[damage])
+    monkeypatch.setattr(profiles, "__file__", str(tmp_path / "profile.py"))
+    for make in (profile_6.__wrapped__, lambda: profiles._mixer_data(6)):
+        with pytest.raises(DamagedError, match="install lmfs anew"):
+            make()
 
 
 @pytest.mark.parametrize("make", [profile_2, profile_6, profile_7])

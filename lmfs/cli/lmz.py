@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 import lmfs
 from lmfs.errors import LmfsError, UsageError, VerifyError
-from lmfs.new_file import NewFile
+from lmfs.store.new_file import NewFile
 
 if TYPE_CHECKING:
     from lmfs.codecs.choose import Chooser

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 
 from ..errors import UsageError, VerifyError
-from ..new_file import NewFile
 from .content import Progress, digest_of, write_content
 from .freeze import Action, Outcome
 from .marks import Marks
+from .new_file import NewFile
 from .publish import Source, copy_metadata
 
 

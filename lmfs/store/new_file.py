@@ -1,7 +1,7 @@
 """A new file that gets its name last: whole and on the disk, or not at all.
 
-Owns: the temporary beside it, and that nothing is overwritten unasked. Imports nothing of lmfs. An
-object belongs to one thread.
+Owns: the temporary beside it, and that nothing is overwritten unasked. Imports `system`, and that
+only where there are no links: a filter starts often. An object belongs to one thread.
 """
 
 from __future__ import annotations
@@ -64,18 +64,28 @@ class NewFile:
         os.fsync(self.fileno())
 
     def _give_name(self) -> None:
-        if not self._overwrite:
-            try:
-                # Unlike a rename, it fails if the name has been taken since somebody looked.
-                os.link(self._temporary, self._target)
-                return
-            except FileExistsError:
+        if self._overwrite:
+            os.replace(self._temporary, self._target)
+            return
+        try:
+            # Unlike a rename, it fails if the name has been taken since somebody looked.
+            os.link(self._temporary, self._target)
+        except FileExistsError:
+            raise
+        except OSError:
+            self._rename_without_links()
+
+    def _rename_without_links(self) -> None:
+        from .system import RENAME_NOREPLACE, UNSUPPORTED, rename
+
+        try:
+            rename(self._temporary, self._target, flags=RENAME_NOREPLACE)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
                 raise
-            except OSError as error:
-                # A filesystem without links.
-                if os.path.lexists(self._target):
-                    raise FileExistsError(*error.args) from error
-        os.replace(self._temporary, self._target)
+            # It cannot do that either: the name is taken first, by an empty file of our own.
+            os.close(os.open(self._target, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            os.replace(self._temporary, self._target)
 
 
 def _sync_directory(path: str) -> None:
