@@ -59,6 +59,12 @@ _DESCRIPTION_6 = _DESCRIPTION_5.replace("coder profile 5", "coder profile 6")
 
 _DESCRIPTION_7 = _DESCRIPTION_5.replace("coder profile 5", "coder profile 7")
 
+_DESCRIPTION_8 = _DESCRIPTION_6.replace("coder profile 6", "coder profile 8").replace(
+    "its data follows the table",
+    "before an lm chunk, chunks of its member that it follows are seen with the model; its data"
+    " follows the table",
+)
+
 # BLAKE3 of the mixers' data that were released, by their numbers.
 _DATA = {
     2: "a7322666168932cc8da669f96ba7b5ba7273c4219910e682e9c615935dfc15a5",
@@ -66,6 +72,7 @@ _DATA = {
     7: "4585c404b9569fc97dbbc5c90fc80a84e33a4eea62cdd8c21e451184dd0be682",
 }
 
+_ALL = 1 << 32  # bytes: more than any primer has
 _TABLE_TOP_BITS = 24
 _LOGIT_UNITS_PER_NAT = 64
 
@@ -191,9 +198,22 @@ def profile_7() -> CoderProfile:
     return _with_strands(_DESCRIPTION_7, _mixer_data(7))
 
 
-def _with_strands(description: str, mixer_data: bytes) -> CoderProfile:
+@functools.cache
+def profile_8() -> CoderProfile:
+    """Profile 6 with weights that know of the model when a chunk begins behind a primer."""
+    return _with_strands(_DESCRIPTION_8, _mixer_data(6), _ALL)
+
+
+def _with_strands(description: str, mixer_data: bytes, model_tail_bytes: int = 0) -> CoderProfile:
     table = PROFILE_1.table
-    return CoderProfile(description, table, mixer_data, strands=4, strands_from_bytes=8 << 10)
+    return CoderProfile(
+        description,
+        table,
+        mixer_data,
+        model_tail_bytes=model_tail_bytes,
+        strands=4,
+        strands_from_bytes=8 << 10,
+    )
 
 
 # By their ids, so that none is read but the one that is wanted.
@@ -205,6 +225,7 @@ _MAKERS: dict[str, Callable[[], CoderProfile]] = {
     "a8a1a335bb50880a636659eeac339115": profile_5,
     "3af33992685b45b268146ae2648da1aa": profile_6,
     "e311a10bc191db5a0ac574d404b36dcd": profile_7,
+    "5175f9d0a237c4ed32fd741732ff86dc": profile_8,
 }
 
 

@@ -118,13 +118,20 @@ class Planned:
         return mixer
 
     def seen_with_the_model(self, mixer: Mixer, chunk: bytes) -> Mixer:
-        engine = NativeEngine(self.package)
-        encoder = TokenEncoder(self.vocabulary, self.profile.table, mixer)
-        state, last = engine.start(1), self.package.start_token
-        for token in self.vocabulary.tokenize(chunk):
-            logits, state = engine.step(state, np.array([last], np.int64))
-            encoder.push(logits, np.array([token], np.uint16))
-            last = token
+        engine, strands = NativeEngine(self.package), self.profile.strands_of(len(chunk))
+        table = self.profile.table
+        encoder = TokenEncoder(self.vocabulary, table, mixer, strands, len(chunk))
+        tokens = np.asarray(self.vocabulary.tokenize(chunk))
+        parts = np.array_split(tokens, strands)
+        states = [engine.start(1) for _ in parts]
+        last = [self.package.start_token] * strands
+        for turn in range(len(parts[0])):
+            for k, part in enumerate(parts):
+                if turn < len(part):
+                    logits, _ = engine.step(states[k], np.array(last[k : k + 1], np.int64))
+                    encoder.push(logits, part[turn : turn + 1])
+                    last[k] = int(part[turn])
+        encoder.finish()
         return encoder.mixer
 
     def blob(self, number: int, chunk: bytes, before: list[bytes]) -> bytes:

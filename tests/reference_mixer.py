@@ -228,6 +228,13 @@ class Mixer:
                 Strand(bytearray(one.text), end, [replace(match) for match in one.matches])
             )
 
+    def join(self) -> None:
+        """The chunk is over; what follows goes on behind its last strand."""
+        self.strand = self.strands[-1]
+        self.strands = [self.strand]
+        for number in [k for k in self.tokens if k >= self.strand.end]:
+            del self.tokens[number]
+
     def adaptive(self) -> bytes:
         """What was learned, as the profile would store it."""
         result = np.zeros((), ADAPTIVE)

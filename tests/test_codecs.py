@@ -16,7 +16,7 @@ from lmfs.codecs.raw import RawCodec
 from lmfs.codecs.zstd import ZstdCodec
 from lmfs.container import CodecId, Coding, Header, Kind
 from lmfs.errors import DamagedError, UnknownModelError, VersionError
-from lmfs.profile import PROFILE_1, profile_2, profile_4, profile_6, profile_7
+from lmfs.profile import PROFILE_1, profile_2, profile_4, profile_7, profile_8
 from lmfs.types import Codec
 
 CODECS = {
@@ -120,7 +120,7 @@ def test_what_a_level_tries(tiny, text, level):
     assert codecs == {*CodecId} - ({CodecId.LM} if level < 5 else set()) - (
         {CodecId.MIX} if level < 3 else set()
     )
-    profile = {3: profile_7, 4: profile_7, 8: profile_2, 9: profile_4}.get(level, profile_6)()
+    profile = {3: profile_7, 4: profile_7, 8: profile_2, 9: profile_4}.get(level, profile_8)()
     assert {coding.profile_id for coding in codings} <= {None, profile.id}
     primers = {coding.primer_bytes for coding in codings if coding.codec is CodecId.MIX}
     assert primers == ({LEVELS[level].primer_bytes} if level >= 3 else set())
@@ -140,6 +140,8 @@ def test_no_more_parts_of_a_primer_than_a_member_may_have(tiny):
 
 class Recorder:
     """Stands for a codec that predicts, and remembers what it was asked to code with a model."""
+
+    profile = profile_2()
 
     def __init__(self, answer: bytes = b"tiny") -> None:
         self.asked: list[bytes] = []
@@ -257,7 +259,7 @@ def test_a_log_has_a_profile_of_its_own(tiny, text, data):
             self.asked += chunks
             return super().encode_after(chunks, afters)
 
-    for content, small, profile in ((text, 7, profile_6), (log, 2, profile_7)):
+    for content, small, profile in ((text, 7, profile_8), (log, 2, profile_7)):
         chooser, without = Chooser(tiny), Chooser(tiny, 4)
         chunks = [content[i * 8192 : (i + 1) * 8192] for i in range(7)]
         counting = Counting(*chunks[:small])
@@ -272,14 +274,17 @@ def test_a_log_has_a_profile_of_its_own(tiny, text, data):
             assert all(counting.asked.count(chunk) <= 1 for chunk in chunks[small:])
 
 
-@pytest.mark.parametrize(("digits", "limit"), [(1, 256), (9, 128)])
-def test_a_primer_that_takes_long_to_read_is_half_as_long(tiny, digits, limit):
+@pytest.mark.parametrize(
+    ("level", "digits", "limit"), [(6, 1, 256), (6, 9, 128), (4, 1, 256), (4, 9, 128), (3, 9, 64)]
+)
+def test_a_primer_that_takes_long_to_read_is_half_as_long(tiny, level, digits, limit):
     """The mixer's time goes into what it did not guess."""
     rng = random.Random(3)
     lines = (b"%d: went in\n" % rng.randrange(10**digits) for _ in range(9000))
     log = b"".join(lines)
-    chooser = Chooser(tiny)
-    replace(chooser, lm=Sparing())
+    chooser = Chooser(tiny, level)
+    if LEVELS[level].model:
+        replace(chooser, lm=Sparing())
     primer = chooser.primer()
     chooser.choose([log[i : i + 8192] for i in range(0, 80_000, 8192)], primer)
     assert primer.limit == limit << 10
@@ -322,6 +327,52 @@ def test_a_few_chunks_do_not_make_their_readers_wait_for_the_primer(
     chosen = chooser.choose(chunks, primer)
     assert [codings[number].codec for number, _ in chosen[4:]] == [CodecId.LM] * 10
     assert sum(codings[number].primer_bytes > 0 for number, _ in chosen[4:]) == following
+
+
+class Leading(Sparing):
+    """Codes whatever is behind something in fewer bytes; states are said by what they have seen."""
+
+    profile = profile_8()
+
+    def __init__(self, saved: int) -> None:
+        super().__init__()
+        self.saved = saved
+        self.led: list[tuple[bytes, bool]] = []
+
+    def encode_after(self, chunks, afters):
+        blob = bytes(1000)
+        return [[blob, *(blob[self.saved :] for _ in afters[1:])] for _ in chunks]
+
+    def encode_on(self, chunk, afters):
+        self.led.append((chunk, len(afters) > 1))
+        (blobs,) = self.encode_after([chunk], afters)
+        return blobs, "behind"
+
+    def behind(self, primer, upto):
+        return primer.led_mixer(upto, self.profile.model_tail_bytes, self.lead)
+
+    def lead(self, mixer, texts):
+        assert not texts
+        return mixer
+
+
+@pytest.mark.parametrize("batches", [[14], [2, 2, 10]])
+@pytest.mark.parametrize(("saved", "led"), [(40, 4), (1, 0)])
+def test_the_primer_is_coded_in_order_if_anything_follows_it(tiny, text, saved, led, batches):
+    """Then its state is there when it is decoded. If nothing does, its chunks need no others."""
+    chooser = Chooser(tiny, 6, primer_bytes=1 << 15)
+    leading = Leading(saved)
+    replace(chooser, lm=leading)
+    chunks = [text[i * 8192 : (i + 1) * 8192] for i in range(14)]
+    primer = chooser.primer()
+    rest, numbers = iter(chunks), []
+    for count in batches:
+        batch = [next(rest) for _ in range(count)]
+        numbers += [number for number, _ in chooser.choose(batch, primer)]
+    follow = [chooser.codings(primer)[number].primer_bytes > 0 for number in numbers]
+    # What was coded before it was known stays as it is.
+    assert follow == [bool(led) and batches == [14]] * 4 + [bool(led)] * 10
+    assert leading.led == [(chunk, i > 0) for i, chunk in enumerate(chunks[:4])]
 
 
 @pytest.mark.parametrize(("level", "saved", "tried"), [(6, 0, 5), (6, 40, 33), (8, 0, 33)])

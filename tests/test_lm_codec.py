@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ import reference_mixer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmfs.codecs import lm
 from lmfs.codecs.lm import MAX_LANES, LmCodec
 from lmfs.engines.native import NativeEngine
 from lmfs.engines.ort import OrtEngine
 from lmfs.errors import DamagedError
+from lmfs.native import TokenDecoder
 from lmfs.profile import CoderProfile, profile_2
 
 
@@ -71,9 +74,15 @@ def stranded(tiny) -> LmCodec:
     return LmCodec(tiny, profile)
 
 
-def in_strands(codec: LmCodec, chunk: bytes, after: bytes) -> bytes:
+def reference(codec: LmCodec) -> reference_mixer.Mixer:
+    vocabulary = codec.tokenizer.vocabulary
+    spellings = [vocabulary.spell(np.array([k], np.uint16)) for k in range(len(vocabulary))]
+    return reference_mixer.Mixer(codec.profile.mixer_data, spellings)
+
+
+def in_strands(codec: LmCodec, chunk: bytes, mixer: reference_mixer.Mixer) -> bytes:
     """The blob of a chunk as FORMAT.md says it, one step and one token at a time."""
-    vocabulary, strands = codec.tokenizer.vocabulary, codec.profile.strands
+    vocabulary, strands = codec.tokenizer.vocabulary, codec.profile.strands_of(len(chunk))
     tokens = list(vocabulary.tokenize(chunk))
     ends = list(itertools.accumulate(len(tokens[k::strands]) for k in range(strands)))
     engine = NativeEngine(codec.package)
@@ -86,12 +95,11 @@ def in_strands(codec: LmCodec, chunk: bytes, after: bytes) -> bytes:
             last = token
         parts.append(part)
     coded = [one for turn in itertools.zip_longest(*parts) for one in turn if one is not None]
-    spellings = [vocabulary.spell(np.array([k], np.uint16)) for k in range(len(vocabulary))]
-    mixer = reference_mixer.Mixer(codec.profile.mixer_data, spellings)
-    mixer.prime(after, len(after))
     mixer.split(strands, len(chunk))
     numbers, rows = zip(*coded, strict=True)
-    return reference_mixer.encode_tokens(mixer, numbers, rows, np.array(codec.profile.table))
+    blob = reference_mixer.encode_tokens(mixer, numbers, rows, np.array(codec.profile.table))
+    mixer.join()
+    return blob
 
 
 def test_strands_are_what_the_format_says(stranded, text):
@@ -99,8 +107,69 @@ def test_strands_are_what_the_format_says(stranded, text):
     after = stranded.mixer.copy()
     after.prime(primer, len(primer))
     (blob,) = stranded.encode([chunk], after)
-    assert blob == in_strands(stranded, chunk, primer)
+    mixer = reference(stranded)
+    mixer.prime(primer, len(primer))
+    assert blob == in_strands(stranded, chunk, mixer)
     assert stranded.decode([blob], [len(chunk)], after) == [chunk]
+
+
+def test_a_chunk_goes_on_behind_the_strands_of_the_one_before(stranded, text):
+    """With what was learned in them, from the end of the last; whether it was coded or decoded."""
+    sizes = [220, 40, 150, 91, 93]
+    ends = [300 + end for end in itertools.accumulate(sizes, initial=0)]
+    chunks = [text[begin:end] for begin, end in itertools.pairwise(ends)]
+    mixer, coding, decoding = reference(stranded), stranded.mixer, stranded.mixer
+    for chunk in chunks:
+        expected = in_strands(stranded, chunk, mixer)
+        (_, blob), coding = stranded.encode_on(chunk, [None, coding])
+        assert blob == expected
+        decoded, decoding = stranded.decode_on(decoding, blob, len(chunk))
+        assert decoded == chunk
+        assert coding.adaptive() == decoding.adaptive() == mixer.adaptive()
+    assert stranded.lead(stranded.mixer, chunks).adaptive() == mixer.adaptive()
+    # And without a model.
+    last = text[900:1000]
+    assert coding.encode(last) == decoding.encode(last) == mixer.encode(last)
+
+
+def test_nothing_goes_on_behind_tokens_that_no_encoder_writes(stranded, text, monkeypatch):
+    """Who knows the chunk alone cuts it into the longest ones, and comes to another state."""
+    chunk = text[500:720]
+    vocabulary = stranded.tokenizer.vocabulary
+    pieces = memoryview(b"".join(bytes(vocabulary.tokenize(bytes([byte]))) for byte in chunk))
+    monkeypatch.setattr(lm, "_in_strands", partial(cut_otherwise, lm._in_strands, pieces.cast("H")))
+    (blob,), _ = stranded.encode_on(chunk, [stranded.mixer])
+    monkeypatch.undo()
+    assert stranded.decode_on(stranded.mixer, blob, len(chunk)) == (chunk, None)
+    (blob,), behind = stranded.encode_on(chunk, [stranded.mixer])
+    found, mixer = stranded.decode_on(stranded.mixer, blob, len(chunk))
+    assert (found, mixer.adaptive()) == (chunk, behind.adaptive())
+
+
+def cut_otherwise(real, pieces, tokens, strands, start_token):
+    return real(pieces, strands, start_token)
+
+
+def test_a_decoder_gives_its_mixer_once(stranded, text):
+    chunk = text[500:720]
+    vocabulary, profile = stranded.tokenizer.vocabulary, stranded.profile
+    (blob,) = stranded.encode([chunk])
+    broken = bytes([blob[0] ^ 1]) + blob[1:]
+    blobs, sizes = [blob, broken, blob], [len(chunk), len(chunk), len(chunk) + 1]
+    decoder = TokenDecoder(vocabulary, profile.table, blobs, sizes, [stranded.mixer] * 3, 3)
+    assert decoder.take_mixer(0) is None  # not yet
+    engine = NativeEngine(stranded.package)
+    state, tokens = engine.start(9), np.full(9, stranded.package.start_token)
+    active = list(decoder.active)
+    while active:
+        logits, state = engine.step(state, tokens)
+        tokens, before, active = decoder.step(logits), active, list(decoder.active)
+        kept = np.array([3 * before.index(k) + strand for k in active for strand in range(3)], int)
+        state, tokens = engine.select(state, kept), tokens[kept]
+    assert [decoder.take_mixer(lane) is None for lane in (0, 1, 2, 0)] == [False, True, True, True]
+    assert decoder.chunks() == [chunk, None, None]
+    with pytest.raises(ValueError, match="no such lane"):
+        decoder.take_mixer(3)
 
 
 def test_strands_in_any_batch_and_engine(stranded, text, monkeypatch):

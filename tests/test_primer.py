@@ -23,7 +23,7 @@ from lmfs.codecs.primer import Primer, recent_primers
 from lmfs.container import CodecId, Coding, Header, Kind, checksum, header_length, parse_header
 from lmfs.errors import DamagedError, LmfsError, UnknownModelError, UsageError
 from lmfs.lmz.frames import FrameDecoder
-from lmfs.profile import PROFILE_1, CoderProfile, profile_2, profile_4
+from lmfs.profile import PROFILE_1, CoderProfile, profile_2, profile_4, profile_8
 
 CHUNK = 120
 NOISE = random.Random(1).randbytes(20 * CHUNK)
@@ -89,14 +89,30 @@ def test_chunks_in_any_order(tiny, text, search, shape, plan):
     check_reading(container, text[:length], CHUNK, **search)
 
 
-@pytest.fixture(scope="module")
-def tailed():
+def cut_short(four: CoderProfile) -> CoderProfile:
     """Profile 4, but with a small mixer and a short tail: two chunks and a half."""
-    four = profile_4()
     sizes, tail_bytes = profile_2().mixer_sizes, 5 * CHUNK // 2
-    profile = CoderProfile(four.description, four.table, four.mixer_data, sizes, tail_bytes)
-    assert profile.id == four.id
+    return CoderProfile(four.description, four.table, four.mixer_data, sizes, tail_bytes)
+
+
+@pytest.fixture(scope="module")
+def tailed() -> CoderProfile:
+    profile = cut_short(profile_4())
+    assert profile.id == profile_4().id
     return profile
+
+
+@pytest.fixture(scope="module")
+def stranded() -> CoderProfile:
+    """Profile 8, but with strands of short chunks."""
+    profile = dataclasses.replace(profile_8(), strands_from_bytes=CHUNK)
+    assert profile.id == profile_8().id
+    return profile
+
+
+@pytest.fixture(scope="module", params=["tailed", "stranded"])
+def led(request) -> CoderProfile:
+    return request.getfixturevalue(request.param)
 
 
 def stand_in(monkeypatch, tailed) -> None:
@@ -108,12 +124,63 @@ def stand_in(monkeypatch, tailed) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("plan", [MIXED, PARTS])
 def test_the_end_of_a_primer_is_seen_with_the_model(
-    tiny, text, search, monkeypatch, tailed, shape, plan
+    tiny, text, search, monkeypatch, led, shape, plan
 ):
-    stand_in(monkeypatch, tailed)
+    stand_in(monkeypatch, led)
     primer, length = shaped(shape, CHUNK)
-    container = packed(text[:length], CHUNK, chooser=Planned(tiny, plan, primer, tailed))
+    container = packed(text[:length], CHUNK, chooser=Planned(tiny, plan, primer, led))
     check_reading(container, text[:length], CHUNK, **search)
+
+
+@pytest.mark.parametrize(
+    ("plan", "seen"),
+    [
+        ("lm+", []),
+        ("lm+ lm+ lm+ mix lm+ lm+ lm+", [1]),
+        ("lm lm+ lm+ lm+ lm+ lm+ lm+", [1]),
+        ("raw lm+ lm lm+ lm+ lm+ lm+", [1, 1]),
+    ],
+)
+def test_decoding_the_primer_leaves_its_state_behind(
+    tiny, text, search, monkeypatch, stranded, plan, seen
+):
+    """Only of what was not coded behind the chunks before it a state is made once more."""
+    stand_in(monkeypatch, stranded)
+    data = text[: 7 * CHUNK]
+    container = packed(data, CHUNK, chooser=Planned(tiny, plan, 4 * CHUNK, stranded))
+    texts, real = [], LmCodec.lead
+    monkeypatch.setattr(
+        *(LmCodec, "lead"),
+        lambda codec, mixer, some: texts.append(len(some)) or real(codec, mixer, some),
+    )
+    for ask in ([6], [5, 6], [4, 0], range(7)):
+        texts.clear()
+        with reader(container, cache=lmz.ChunkCache(0), **search) as fresh:
+            assert fresh.read_chunks(ask) == [cut(data)[i] for i in ask]
+            assert [count for count in texts if count] == seen
+            assert fresh.read_chunks([5]) == [cut(data)[5]]
+            assert [count for count in texts if count] == seen
+
+
+@pytest.mark.parametrize("bad", range(4))
+def test_what_follows_a_damaged_chunk_of_a_led_primer_is_lost(
+    tiny, text, search, monkeypatch, led, bad
+):
+    stand_in(monkeypatch, led)
+    data, size = text[: 7 * CHUNK], CHUNK
+    plan = "lm+ lm+ lm+ lm+ lm+ lm lm+"
+    container = bytearray(packed(data, size, chooser=Planned(tiny, plan, 4 * size, led)))
+    with reader(bytes(container)) as whole:
+        layout = whole.members[0].layout
+        container[int(layout.blob_offsets[bad]) + 3] ^= 4
+    for order in ([6, 3, 5, 1, 0, 2, 4], range(7)):
+        with reader(bytes(container), cache=lmz.ChunkCache(0), **search) as broken:
+            for i in order:
+                if i < bad or i == 5:
+                    assert broken.read_chunks([i]) == [cut(data)[i]]
+                else:
+                    with pytest.raises(DamagedError):
+                        broken.read_chunks([i])
 
 
 def test_chunks_of_a_byte(tiny, search):

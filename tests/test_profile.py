@@ -13,6 +13,7 @@ import reference_mixer
 import zstandard
 
 from lmfs import profile as profiles
+from lmfs.container import MAX_PRIMER_BYTES
 from lmfs.errors import DamagedError, VersionError
 from lmfs.profile import (
     ID_BYTES,
@@ -24,6 +25,7 @@ from lmfs.profile import (
     profile_5,
     profile_6,
     profile_7,
+    profile_8,
     profile_by_id,
 )
 
@@ -35,6 +37,7 @@ PROFILE_4_ID = "6f169bed8fdf4aff07ff25667b5f621e"
 PROFILE_5_ID = "a8a1a335bb50880a636659eeac339115"
 PROFILE_6_ID = "3af33992685b45b268146ae2648da1aa"
 PROFILE_7_ID = "e311a10bc191db5a0ac574d404b36dcd"
+PROFILE_8_ID = "5175f9d0a237c4ed32fd741732ff86dc"
 
 
 def test_the_table_is_the_rounded_exponential() -> None:
@@ -123,6 +126,17 @@ def test_profiles_6_and_7_are_profile_5_with_other_data(number, make, id) -> Non
     tables = [reference_mixer.split(each.mixer_data)[0] for each in (before, profile)]
     assert tables[0].tobytes() == tables[1].tobytes()
     assert profile.mixer_data != before.mixer_data
+
+
+def test_profile_8_is_profile_6_with_primers_seen_with_the_model() -> None:
+    before, profile = profile_6(), profile_8()
+    assert profile.id.hex() == PROFILE_8_ID
+    assert profile_by_id(profile.id) is profile
+    assert (profile.table, profile.mixer_data) == (before.table, before.mixer_data)
+    same = ("mixer_sizes", "strands", "strands_from_bytes")
+    assert all(getattr(profile, name) == getattr(before, name) for name in same)
+    assert profile.model_tail_bytes > MAX_PRIMER_BYTES
+    assert "chunks of its member that it follows are seen with the model" in profile.description
 
 
 @pytest.mark.parametrize("damage", ["a bit of the data", "the frame", "all of it"])

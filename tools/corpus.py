@@ -5,6 +5,9 @@
 reads CORPUS/train and CORPUS/dev (plain or .xz) and writes WORK/tokens/NAME.npy (uint16)
 and WORK/dev/NAME.npz: the first 256 KiB of three dev files as 16 KiB chunks, each
 tokenized by itself, to watch the training by.
+
+Prose of which each paragraph is one line is there a second time, in lines of some width as mails,
+manuals and most plain books have them.
 """
 
 from __future__ import annotations
@@ -12,6 +15,9 @@ from __future__ import annotations
 import argparse
 import lzma
 import pathlib
+import random
+import re
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -19,16 +25,20 @@ from lmfs.native import Vocabulary
 from lmfs.tokenizer import Tokenizer
 
 WEIGHTS = {
-    "wiki.txt": 0.32,
-    "books.txt": 0.41,
-    "code.py.txt": 0.13,
-    "logs.txt": 0.02,
-    "json.txt": 0.02,
+    "wiki.txt": 0.23,
+    "wiki.txt wrapped": 0.07,
+    "books.txt": 0.21,
+    "books.txt wrapped": 0.24,
+    "code.py.txt": 0.12,
+    "logs.txt": 0.015,
+    "json.txt": 0.015,
     "man.txt": 0.04,
     "pod.txt": 0.03,
     "debian-handbook.html": 0.01,
     "foldoc.txt": 0.02,
 }
+WRAPPED = " wrapped"  # behind the name of what is in lines then
+STYLE_BYTES = 100_000  # of text, about, in lines of one style
 WATCHED = ("wiki.txt", "books.txt", "code.py.txt")
 WATCHED_BYTES = 256 << 10
 CHUNK_BYTES = 16 << 10
@@ -39,6 +49,56 @@ def read(folder: pathlib.Path, name: str) -> bytes:
     if plain.exists():
         return plain.read_bytes()
     return lzma.decompress((folder / f"{name}.xz").read_bytes())
+
+
+def training_text(folder: pathlib.Path, name: str) -> bytes:
+    """The text of one of WEIGHTS."""
+    data = read(folder, name.removesuffix(WRAPPED))
+    return wrapped(data) if name.endswith(WRAPPED) else data
+
+
+def wrapped(data: bytes, seed: int = 1) -> bytes:
+    """The paragraphs of a text, one a line, in lines; every now and then in another style."""
+    styles = random.Random(seed)
+    parts: list[bytes] = []
+    left = 0
+    for paragraph in data.splitlines():
+        if left <= 0:
+            left, style = STYLE_BYTES, _Style(styles)
+        left -= len(paragraph)
+        parts += style.lines(paragraph)
+    return b"".join(parts)
+
+
+class _Style:
+    """How somebody sets lines."""
+
+    def __init__(self, styles: random.Random) -> None:
+        self.width = styles.choice([60, 64, 65, 66, 68, 70, 72, 72, 74, 75, 76, 78, 79])
+        self.end = styles.choice([b"\n", b"\n", b"\r\n"])
+        self.keeps_space = styles.random() < 0.2  # where a line was broken
+        self.indent = styles.choice([0, 0, 0, 0, 2, 3, 4, 5])  # of a paragraph
+        self.hanging = styles.choice([0, 0, 0, 0, 0, 4, 8])  # of all lines
+        self.closed = styles.random() < 0.2  # no empty lines
+        self.wide_stops = styles.random() < 0.4  # two spaces behind a sentence
+
+    def lines(self, paragraph: bytes) -> Iterator[bytes]:
+        paragraph = re.sub(rb"^#+ ", b"", paragraph.strip())
+        if not paragraph:
+            if not self.closed:
+                yield self.end
+            return
+        if self.wide_stops:
+            paragraph = re.sub(rb"([.!?][\"')]*) (?=[A-Z\"'])", rb"\1  ", paragraph)
+        margin = b" " * self.hanging
+        line = margin + b" " * self.indent
+        empty = True
+        for word in paragraph.split(b" "):
+            if not empty and len(line) + 1 + len(word) > self.width:
+                yield line.rstrip() + (b" " if self.keeps_space else b"") + self.end
+                line, empty = margin, True
+            line, empty = (line + word if empty else line + b" " + word), empty and not word
+        yield line + self.end
 
 
 def chunk_tokens(
@@ -66,7 +126,7 @@ def main() -> None:
     for folder in ("tokens", "dev"):
         (args.work / folder).mkdir(parents=True, exist_ok=True)
     for name in WEIGHTS:
-        data = read(args.corpus / "train", name)
+        data = training_text(args.corpus / "train", name)
         tokens = vocabulary.tokenize(data)
         np.save(args.work / "tokens" / f"{name}.npy", tokens)
         print(f"{name}: {len(data):,} bytes, {len(tokens):,} tokens", flush=True)

@@ -1,9 +1,10 @@
 """What a mixer starts from: tables, and weights and maps learned on the training corpus.
 
-    python -m lmfs_tools.mixer WORK OUTPUT [--package X.lmm] [--of KIND]
+    python -m lmfs_tools.mixer WORK OUTPUT [--package X.lmm] [--of KIND] [--led]
 
 WORK is what lmfs_tools.corpus prepared; OUTPUT becomes the data of a coder profile
-(lmfs/profile.py): of profile 6 where KIND is prose, of profile 7 where it is logs. The layout is
+(lmfs/profile.py): of profile 6 where KIND is prose, of profile 7 where it is logs, of profile 8
+with --of prose --led. The layout is
 that of `Tables` and `Adaptive` in lmfs/native/mixer.hpp. Floating point is used here freely: the
 profile stores what came out.
 """
@@ -17,11 +18,12 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
+from lmfs.codecs.lm import LmCodec
 from lmfs.engines import engine_for
 from lmfs.models import registry
 from lmfs.models.package import ModelPackage
 from lmfs.native import Mixer, MixerProfile, TokenEncoder, Vocabulary
-from lmfs.profile import PROFILE_1, CoderProfile
+from lmfs.profile import PROFILE_1, CoderProfile, profile_6
 
 from .corpus import WEIGHTS
 
@@ -256,6 +258,29 @@ def learn(
     return mean.of(_adaptive(mixer))
 
 
+def learn_led(package: ModelPackage, runs: list[list[bytes]]) -> NDArray[np.void]:
+    """One pass more behind profile 6's data, all of it with the model and in strands.
+
+    The mean as of `learn`; the weights for where no model runs stay as they were.
+    """
+    before = profile_6()
+    codec = LmCodec(package, before)
+    assert before.mixer is not None
+    mixer = Mixer(before.mixer, package.tokenizer().vocabulary)
+    mean = Mean()
+    for number, run in enumerate(runs):
+        mixer.forget()
+        mixer = codec.lead(mixer, run[: (8, 3, 5, 2)[number % 4]])
+        if number >= len(runs) // 3:
+            mean.add(_adaptive(mixer))
+    learned = mean.of(_adaptive(mixer))
+    alone = np.frombuffer(before.mixer_data[TABLES.itemsize :], ADAPTIVE)[0]
+    for name in ("by_vote", "by_count", "by_voters", "by_match", "by_order", "final"):
+        learned[name][0] = alone[name][0]
+    learned["by_level"][:, :, 0] = alone["by_level"][:, :, 0]
+    return learned
+
+
 def _adaptive(mixer: Mixer) -> NDArray[np.void]:
     return np.frombuffer(mixer.adaptive(), ADAPTIVE)[0]
 
@@ -269,15 +294,17 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=540, help="of all sources together")
     parser.add_argument("--rest", type=int, default=12, help="the largest count to start from")
     parser.add_argument("--without-model", action="store_true")
+    parser.add_argument("--led", action="store_true", help="all with the model, behind profile 6")
     args = parser.parse_args()
     package = ModelPackage.load(args.package) if args.package else registry.shipped()
     sources = SOURCES[args.of]
     vocabulary = package.tokenizer().vocabulary
     runs = samples(args.work, vocabulary, sources, args.runs // len(sources))
-    start = unlearned()
-    learned = learn(
-        tables().tobytes() + start.tobytes(), package, runs, with_model=not args.without_model
-    )
+    if args.led:
+        learned = learn_led(package, runs)
+    else:
+        start = tables().tobytes() + unlearned().tobytes()
+        learned = learn(start, package, runs, with_model=not args.without_model)
     data = tables().tobytes() + rested(learned, args.rest).tobytes()
     args.output.write_bytes(zstandard.ZstdCompressor(19).compress(data))
     print(f"{args.output}: {args.output.stat().st_size:,} bytes")

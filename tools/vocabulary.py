@@ -17,7 +17,7 @@ import random
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-from .corpus import WEIGHTS
+from .corpus import WEIGHTS, training_text
 
 # One pre-token: a word with at most one space before it, one or two digits, a run of
 # one punctuation style, a line break with the indentation after it, other white space.
@@ -32,7 +32,7 @@ def samples(corpus: pathlib.Path, total_bytes: int, seed: int = 1) -> list[str]:
     rng = random.Random(seed)
     pieces: list[str] = []
     for name, weight in WEIGHTS.items():
-        data = (corpus / name).read_bytes()
+        data = training_text(corpus, name)
         for _ in range(int(total_bytes * weight) // 16384):
             start = rng.randrange(max(1, len(data) - 16384))
             pieces.append(data[start : start + 16384].decode("utf-8", "ignore"))

@@ -11,7 +11,7 @@ import itertools
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lmfs.codecs.primer import Primer
 from lmfs.codecs.threads import in_parallel
@@ -30,10 +30,11 @@ MIN_PREDICTED_BYTES = 256
 # Where the model would code fewer of so many chunks than this share, it codes none: who reads such
 # a text, a log mostly, is not to wait for the model because of its first chunk.
 MIN_MODEL_CHUNKS, MIN_MODEL_SHARE = 8, 0.25
-# The second half of a text's beginning shows what it is. Prose, if the model makes that smaller by
-# so much: it has a short primer. Else a log; half of its primer, where the mixer leaves so much of
-# it, for that takes long as well.
-LEAD_BYTES, MIN_MODEL_LEAD, DENSE_SHARE = 64 << 10, 0.05, 0.15
+# The second half of a text's beginning shows what it is: prose, if the model makes that smaller by
+# so much, which has a short primer, else a log.
+LEAD_BYTES, MIN_MODEL_LEAD = 64 << 10, 0.05
+# A primer of which the mixer leaves so much takes long to read.
+DENSE_SHARE = 0.15
 # Of so many chunks, one shows whether any of them is to follow the primer.
 SAMPLE_EVERY = 8
 # Of text, at most this share is neither printable ASCII nor valid UTF-8 (old 8-bit texts pass).
@@ -42,8 +43,6 @@ MAX_STRANGE = 0.10
 # In `codings`: the last is the first of those that follow a part of the primer, and behind these
 # comes the one that follows the shared primer alone.
 _RAW, _ZSTD, _MIX, _LM, _LM_PRIMED, _LM_STEPS = range(6)
-
-_Tried = tuple[list[tuple[int, bytes]], list[tuple[int, bytes]]]
 
 _TEXT = bytes([9, 10, 12, 13, 27, *range(32, 127), *range(128, 256)])
 
@@ -61,8 +60,9 @@ class Level:
     model_from: float = 0.0
     # The model must make a chunk smaller by so much to be worth the time that reading it takes.
     model_gain: float = 0.0
-    # The primer's length where the model codes it, or one chunk: who reads what follows waits for
-    # all of it.
+    # Who reads what follows a primer waits for all of it. So a dense one is half as long, and where
+    # the model codes it it has this length, or one chunk.
+    halves_dense: bool = False
     model_primer_bytes: int | None = None
     # A chunk of the primer that the model codes follows so much of it, or twice, four times, ...
     # so much, as far as that is before it; None: nothing of it.
@@ -83,6 +83,7 @@ def _with_model(*, model_from: float, model_gain: float) -> Level:
         *(19, 256 << 10),
         mixer=True,
         model=True,
+        halves_dense=True,
         model_primer_bytes=32 << 10,
         primer_gain_of_all=0.005,
         strands=True,
@@ -95,7 +96,7 @@ LEVELS = {
     1: Level(3),
     2: Level(19),
     3: Level(19, 64 << 10, mixer=True),
-    4: Level(19, 256 << 10, mixer=True),
+    4: Level(19, 256 << 10, mixer=True, halves_dense=True),
     5: _with_model(model_from=0.12, model_gain=0.15),
     6: _with_model(model_from=0.06, model_gain=0.03),
     7: _with_model(model_from=0.03, model_gain=0.01),
@@ -119,6 +120,16 @@ class _Coders:
     ids: tuple[bytes, bytes] | None = None  # of the model and the profile
     mix: MixCodec | None = None
     lm: LmCodec | None = None
+
+
+class _Tried(NamedTuple):
+    """What was tried for a chunk: the numbers of its coding, and its blobs."""
+
+    best: tuple[int, bytes]
+    without_model: tuple[int, bytes]
+    # Of a chunk of the primer, the model's blob behind what is before it: when such chunks are
+    # decoded, the state of those that follow the primer is there.
+    leading: bytes | None = None
 
 
 class MemberPrimer(Primer):
@@ -154,7 +165,7 @@ class Chooser:
         self._shared = shared
         self._prose = self._log = _Coders()  # the log's: also of what follows a shared primer
         if model is not None and self._level.mixer:
-            from lmfs.profile import profile_2, profile_4, profile_6, profile_7
+            from lmfs.profile import profile_2, profile_4, profile_7, profile_8
 
             if self._level.large:
                 self._prose = self._log = self._coders(model, profile_4())
@@ -163,7 +174,7 @@ class Chooser:
             else:
                 self._prose = self._log = self._coders(model, profile_7())
                 if self._level.model:
-                    self._prose = self._coders(model, profile_6())
+                    self._prose = self._coders(model, profile_8())
 
     def _coders(self, model: ModelPackage, profile: CoderProfile) -> _Coders:
         from lmfs.codecs.mix import MixCodec
@@ -268,26 +279,33 @@ class Chooser:
         head = self._head(chunks, primer)
         tried = self._try(chunks[:head], primer)
         # Of a log the model codes the very beginning, where there is nothing yet to repeat.
-        with_it, without = (sum(len(b) for _, b in some[head // 2 :]) for some in tried)
+        with_it = sum(len(each.best[1]) for each in tried[head // 2 :])
+        without = sum(len(each.without_model[1]) for each in tried[head // 2 :])
         if head and with_it <= (1 - MIN_MODEL_LEAD) * without:
             head = self._shorten(chunks, primer)
         elif head:
             tried = self._as_log(chunks[:head], primer, tried)
-            if without > DENSE_SHARE * sum(map(len, chunks[head // 2 : head])):
+            seen = sum(map(len, chunks[head // 2 : head]))
+            if self._level.halves_dense and without > DENSE_SHARE * seen:
                 primer.shorten(max(primer.end, primer.limit // 2))
-        rest = self._try(chunks[head:], primer)
-        best, without_model = (some[:head] + more for some, more in zip(tried, rest, strict=True))
+        tried = tried[:head] + self._try(chunks[head:], primer)
+        best = [each.best for each in tried]
+        if any(number == _LM_PRIMED for number, _ in best):
+            for i, (number, blob) in enumerate(best):
+                behind = tried[i].leading
+                if behind and number == _LM and len(behind) <= len(blob):
+                    best[i] = _LM_PRIMED, behind
         predicted = sum(number >= _MIX for number, _ in best)
         if self._level.model_gain and predicted >= MIN_MODEL_CHUNKS:
             modelled = sum(number >= _LM for number, _ in best)
             if modelled < MIN_MODEL_SHARE * predicted:
-                return without_model
+                return [each.without_model for each in tried]
         return best
 
     def _head(self, chunks: Sequence[bytes], primer: MemberPrimer) -> int:
         """How many chunks show whether the primer is to be short."""
-        limit = self._level.model_primer_bytes
-        if primer.coders.lm is None or limit is None or limit >= primer.limit:
+        limit = LEAD_BYTES if primer.coders.lm is None else self._level.model_primer_bytes
+        if not self._level.halves_dense or limit is None or limit >= primer.limit:
             return 0
         if primer.end or not chunks:
             return 0
@@ -296,24 +314,26 @@ class Chooser:
 
     def _shorten(self, chunks: Sequence[bytes], primer: Primer) -> int:
         """Make the primer one that the model codes; how many of these chunks are in it."""
-        limit = self._level.model_primer_bytes
-        assert limit is not None
-        primer.shorten(min(primer.limit, max(limit, len(chunks[0]))))
+        assert self._level.model_primer_bytes is not None
+        shortest = max(self._level.model_primer_bytes, len(chunks[0]))
+        primer.shorten(min(primer.limit, shortest))
         ends = itertools.accumulate(map(len, chunks))
         return sum(end <= primer.limit for end in ends)
 
-    def _as_log(self, chunks: Sequence[bytes], primer: MemberPrimer, tried: _Tried) -> _Tried:
+    def _as_log(
+        self, chunks: Sequence[bytes], primer: MemberPrimer, tried: list[_Tried]
+    ) -> list[_Tried]:
         """The member's first chunks once more, coded as a log is, if they are not yet."""
         if primer.coders is self._log:
             return tried
         primer.coders = self._log
         primer.restart(lambda: _start(self._log))
-        return self._try(chunks, primer, [number >= _LM for number, _ in tried[0]])
+        return self._try(chunks, primer, [each.best[0] >= _LM for each in tried])
 
     def _try(
         self, chunks: Sequence[bytes], primer: MemberPrimer, modelled: Sequence[bool] | None = None
-    ) -> _Tried:
-        """What `choose` returns, with the model and without it.
+    ) -> list[_Tried]:
+        """What is tried for each of these chunks, which are `choose`'s.
 
         modelled: for which chunks the model is tried at all; None: any
         """
@@ -328,7 +348,7 @@ class Chooser:
         for i, blob in enumerate(zstd):
             offer(i, _ZSTD, blob)
         if mix is None:
-            return best, list(best)
+            return [_Tried(each, each) for each in best]
         texts = [
             i
             for i, chunk in enumerate(chunks)
@@ -338,17 +358,28 @@ class Chooser:
         primed = _mix_all(mix, chunks, texts, primer, offer)
         without_model = list(best)
         if lm is None:
-            return best, without_model
+            return [_Tried(each, each) for each in best]
         worth = [
             i
             for i in texts
             if (modelled is None or modelled[i])
             and len(best[i][1]) >= self._level.model_from * len(chunks[i])
         ]
+
+        def offer_model(i: int, number: int, blob: bytes) -> None:
+            if len(blob) <= (1 - self._level.model_gain) * len(best[i][1]):
+                offer(i, number, blob)
+
+        inside = [i for i in worth if i not in primed]
+        leading: dict[int, bytes] = {}
+        led = [i for i in inside if self._leads(lm, starts[i], starts[i + 1])]
+        for i in led:
+            blob, leading[i] = self._lead(lm, chunks[i], starts[i], primer)
+            offer_model(i, _LM, blob)
         # Within the primer a chunk that the model codes follows a part of it at most: whoever
         # reads what is behind would wait for one chunk after the other.
         steps = self._steps(primer)
-        places = {i: bisect_right(steps, starts[i]) for i in worth if i not in primed}
+        places = {i: bisect_right(steps, starts[i]) for i in inside if i not in led}
         alone = [self._shared[1]] if self._shared else []
         trials = [([i for i in places if not places[i]], _LM_STEPS + len(steps), alone)]
         for k, step in enumerate(steps):
@@ -365,11 +396,25 @@ class Chooser:
             blobs = self._code(lm, [chunks[i] for i in trial], afters, whole=whole)
             follow = self._worth_following(blobs, whole=whole)
             for i, lane, follows in zip(trial, blobs, follow, strict=True):
-                most = (1 - self._level.model_gain) * len(best[i][1])
-                number, blob = (following, lane[1]) if follows else (_LM, lane[0])
-                if len(blob) <= most:
-                    offer(i, number, blob)
-        return best, without_model
+                offer_model(i, *((following, lane[1]) if follows else (_LM, lane[0])))
+        return [_Tried(each, without_model[i], leading.get(i)) for i, each in enumerate(best)]
+
+    def _leads(self, lm: LmCodec, start: int, end: int) -> bool:
+        """Whether a chunk there, in the primer, stays in it if that becomes short, and has a state
+        behind it that is the primer's."""
+        limit = self._level.model_primer_bytes
+        if limit is None or end > lm.profile.model_tail_bytes:
+            return False
+        return start == 0 or end <= limit
+
+    @staticmethod
+    def _lead(lm: LmCodec, chunk: bytes, start: int, primer: Primer) -> list[bytes]:
+        """The model's blobs of the primer's chunk that begins there: following nothing, then what
+        is before it. The primer then knows the state behind it."""
+        behind = [lm.behind(primer, start)] if start else []
+        blobs, led = lm.encode_on(chunk, [None, *behind])
+        primer.led(start + len(chunk), led)
+        return [blobs[0], blobs[-1]]
 
     def _code(
         self, lm: LmCodec, chunks: Sequence[bytes], afters: Sequence[Mixer], *, whole: bool

@@ -62,16 +62,20 @@ class LmCodec:
             return primer.mixer(upto)
         return primer.led_mixer(upto, tail_bytes, self.lead)
 
+    def encode_on(self, chunk: bytes, afters: Sequence[Mixer | None]) -> tuple[list[bytes], Mixer]:
+        """A chunk's blobs, as of `encode_after`, and the last one's state behind the chunk."""
+        lane = _Encoding(self, chunk, afters, keep_mixer=True)
+        queue().run([lane])
+        assert lane.mixer is not None
+        return lane.blobs, lane.mixer
+
     def lead(self, mixer: Mixer, texts: Sequence[bytes]) -> Mixer:
         """The state behind these texts, each seen as a chunk that the model codes.
 
         mixer: what they follow; not changed
         """
         for text in texts:
-            lane = _Encoding(self, text, [mixer], keep_mixer=True)
-            queue().run([lane])
-            assert lane.mixer is not None
-            mixer = lane.mixer
+            _, mixer = self.encode_on(text, [mixer])
         return mixer
 
     def ideal_bits(self, chunks: Sequence[bytes]) -> list[float]:
@@ -101,6 +105,17 @@ class LmCodec:
                 chunks.append(chunk)
         return chunks
 
+    def decode_on(self, after: Mixer, blob: bytes, size: int) -> tuple[bytes, Mixer | None]:
+        """The chunk, and the state behind it; None: no encoder cuts it into these tokens.
+
+        raises: DamagedError
+        """
+        lane = _Decoding(self, engine_for(self.package), blob, size, after, keep_mixer=True)
+        queue().run([lane])
+        if lane.result is None:
+            raise DamagedError("a chunk's coded bytes do not decode")
+        return lane.result, lane.mixer
+
     def _decode_lanes(
         self, blobs: Sequence[bytes], sizes: Sequence[int], after: Mixer | None
     ) -> list[bytes | None]:
@@ -125,7 +140,7 @@ class _Encoding(Work):
         *,
         keep_mixer: bool = False,
     ) -> None:
-        """keep_mixer: `mixer` is then the first one, behind the chunk"""
+        """keep_mixer: `mixer` is then the last one, behind the chunk"""
         self._codec, self._chunk, self._afters = codec, chunk, afters
         self._keep_mixer = keep_mixer
         self.mixer: Mixer | None = None
@@ -166,7 +181,7 @@ class _Encoding(Work):
             self.blobs = [encoder.finish() for encoder in self._encoders]
             self.ideal_bits = [encoder.ideal_bits for encoder in self._encoders]
             if self._keep_mixer:
-                self.mixer = self._encoders[0].mixer
+                self.mixer = self._encoders[-1].mixer
             self._encoders = []  # and with them their mixers
             self.done = True
 
@@ -193,8 +208,18 @@ class _Decoding(Work):
     """One chunk; advances with others of the same engine."""
 
     def __init__(
-        self, codec: LmCodec, engine: Any, blob: bytes, size: int, start: Mixer | None
+        self,
+        codec: LmCodec,
+        engine: Any,
+        blob: bytes,
+        size: int,
+        start: Mixer | None,
+        *,
+        keep_mixer: bool = False,
     ) -> None:
+        """keep_mixer: `mixer` is then that behind the chunk, if an encoder came there as well"""
+        self._keep_mixer = keep_mixer
+        self.mixer: Mixer | None = None
         self.group = self._engine = engine
         self._strands = codec.profile.strands_of(size)
         self.most = max(1, engine.lanes // self._strands)
@@ -235,6 +260,8 @@ class _Decoding(Work):
         assert self._decoder is not None
         if not len(self._decoder.active):
             (self.result,) = self._decoder.chunks()
+            if self._keep_mixer:
+                self.mixer = self._decoder.take_mixer(0)
             self._decoder = None  # and with it the mixer
             self.done = True
         return self.done

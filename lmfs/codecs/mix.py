@@ -100,11 +100,12 @@ class MixCodec:
         queue().run([lane])
         return lane.result or b""
 
-    def go_on(self, mixer: Mixer, blob: bytes, size: int) -> bytes:
-        """The chunk; the mixer has then seen it. raises: DamagedError, the mixer being spoilt"""
+    def decode_on(self, after: Mixer, blob: bytes, size: int) -> tuple[bytes, Mixer]:
+        """The chunk, and the state behind it. raises: DamagedError"""
+        mixer = after.copy()
         lane = _Decoding(mixer, blob, size, own=True)
         queue().run([lane])
-        return _whole(lane.result)
+        return _whole(lane.result), mixer
 
 
 def _whole(chunk: bytes | None) -> bytes:

@@ -80,8 +80,11 @@ class Primer:
         """Whether the chunk that begins at `start` is the next one to `feed`."""
         return not self.complete and start == self.end
 
-    def feed(self, chunk: bytes, mixer: Mixer | None = None) -> None:
-        """The next chunk of the member; mixer: the state behind it, where that is known."""
+    def feed(self, chunk: bytes, mixer: Mixer | None = None, led: Mixer | None = None) -> None:
+        """The next chunk of the member; mixer: the state behind it, where that is known.
+
+        led: likewise, all of it seen with the model
+        """
         with self._lock:
             end = self.end + len(chunk)
             self._reach = min(end, self.limit)
@@ -91,6 +94,13 @@ class Primer:
             self._ends.append(end)
             if mixer is not None:
                 self._keep(end, mixer)
+            if led is not None:
+                self._keep_led(end, led)
+
+    def led(self, end: int, mixer: Mixer) -> None:
+        """The state behind the chunk that ends there, all of it seen with the model."""
+        with self._lock:
+            self._keep_led(end, mixer)
 
     def shorten(self, limit: int) -> None:
         """Let it end there, before anything follows it; what was known behind that is forgotten."""
@@ -101,6 +111,7 @@ class Primer:
             self._ends = self._ends[: bisect_right(self._ends, limit)]
             self._chunks = {at: self._chunks[at] for at in self._ends[:-1]}
             self._states = {e: mixer for e, mixer in self._states.items() if e <= self.end}
+            self._led = {e: mixer for e, mixer in self._led.items() if e <= self.end}
 
     def restart(self, start: Callable[[], Mixer]) -> None:
         """Let it begin with another mixer, before anything follows it; nothing is known then."""
@@ -108,6 +119,7 @@ class Primer:
             self._start = start
             self._ends, self._chunks, self._reach = [0], {}, 0
             self._states.clear()
+            self._led.clear()
 
     def lost(self, start: int, size: int) -> None:
         """The chunk that is there cannot be had; nothing follows it that ends before it does."""
@@ -158,15 +170,23 @@ class Primer:
                 place = bisect_right(self._ends, upto) - 1
                 end = self._ends[place]
                 led = self._led.get(end)
-                starts = [s for s in self._ends[:place] if s >= end - tail_bytes]
+                # Where all of it is seen with the model, so is what leads there.
+                seen = max((e for e in self._led if e <= end <= tail_bytes), default=0)
+                on_the_way = self._led.get(seen)
+                starts = [s for s in self._ends[:place] if s >= max(seen, end - tail_bytes)]
                 texts = [self._chunks[start] for start in starts]
             if led is None:
-                led = lead(self.mixer(starts[0] if starts else end, once=True), texts)
+                before = starts[0] if starts else end
+                led = lead(on_the_way or self.mixer(before, once=True), texts)
             with self._lock:
                 if upto not in self._lengths:  # a writer comes back to none
                     self._led.clear()
                 self._led[end] = led
             return led
+
+    def _keep_led(self, end: int, led: Mixer) -> None:
+        """This one, and those that are asked for."""
+        self._led = {e: mixer for e, mixer in self._led.items() if e in self._lengths} | {end: led}
 
     def _keep(self, end: int, mixer: Mixer) -> None:
         """Besides those that are kept, the one that has seen most, and this one."""

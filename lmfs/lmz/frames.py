@@ -94,23 +94,33 @@ class FrameDecoder:
                     primer.feed(checked)
         return chunks
 
-    @staticmethod
-    def _leads_on(frame: Frame, primer: Primer) -> bool:
+    def _leads_on(self, frame: Frame, primer: Primer) -> bool:
         """Whether the mixer behind this chunk is the primer's."""
-        is_mix = frame.coding.codec is CodecId.MIX and frame.coding.primer_bytes > 0
-        return is_mix and primer.wants(frame.start) and frame.follows == frame.start
+        if not frame.coding.primer_bytes or frame.follows != frame.start:
+            return False
+        if not primer.wants(frame.start):
+            return False
+        if frame.coding.codec is CodecId.MIX:
+            return True
+        profile = cast("LmCodec", self._codec(frame.coding)).profile
+        return frame.start + frame.size <= profile.model_tail_bytes
 
     def _decode_next(self, frame: Frame, primer: Primer) -> bytes | DamagedError:
         """A chunk of the primer that follows those before it, and leads the mixer on."""
-        mixer = primer.mixer(frame.start).copy()
+        codec = cast("LmCodec | MixCodec", self._codec(frame.coding))
+        state: Mixer | None = codec.behind(primer, frame.start)
+        assert state is not None
+        decoded: bytes | DamagedError
         try:
-            codec = self._mix_codec(frame.coding)
-            decoded: bytes | DamagedError = codec.go_on(mixer, frame.blob, frame.size)
+            decoded, state = codec.decode_on(state, frame.blob, frame.size)
         except DamagedError as damage:
             decoded = damage
         chunk = self._checked(frame, decoded)
         if isinstance(chunk, bytes):
-            primer.feed(chunk, mixer)
+            if frame.coding.codec is CodecId.LM:
+                primer.feed(chunk, led=state)
+            else:
+                primer.feed(chunk, state)
         else:
             primer.lost(frame.start, frame.size)
         return chunk

@@ -163,6 +163,12 @@ class TokenDecoder:
         raises: ValueError for another shape
         """
 
+    def take_mixer(self, lane: int) -> Mixer | None:
+        """The state behind a lane's chunk, for once: before `chunks`, the lane being finished.
+
+        None where there is none, or where an encoder would have cut the chunk into other tokens.
+        """
+
     def chunks(self) -> list[bytes | None]:
         """The chunk of every lane, None where the blob is not one that the encoder would write.
 

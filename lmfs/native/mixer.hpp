@@ -89,6 +89,13 @@ public:
         }
     }
 
+    // One text again, which goes on behind the last strand.
+    void join() {
+        strands_.assign(1, Strand(strands_.back()));
+        tokens_.resize(strands_.front().end);
+        turn_ = 0;
+    }
+
     // The next token. `decide(other, p1, guess)` gives its bits: whether it is `other` (a guess), or
     // whether it is `other` or one behind it. model: nullptr where none runs.
     template <typename Decide>

@@ -296,6 +296,16 @@ NB_MODULE(_core, module) {
                 return to_array<nb::numpy>(std::move(tokens));
             },
             nb::arg("logits").noconvert())
+        .def(
+            "take_mixer",
+            [](Decoder& self, std::size_t lane) {
+                nb::gil_scoped_release unlocked;
+                const std::lock_guard<std::mutex> lock(self.mutex);
+                if (lane >= self.lanes()) throw std::invalid_argument("decoder: no such lane");
+                std::optional<lmfs::Mixer> mixer = self.take_mixer(lane);
+                return mixer ? std::make_unique<lmfs::SharedMixer>(std::move(*mixer)) : nullptr;
+            },
+            "lane"_a)
         .def("chunks", [](Decoder& self) {
             std::vector<std::optional<std::string>> chunks;
             {

@@ -92,6 +92,7 @@ public:
     std::vector<std::uint8_t> finish() {
         if (finished_) throw std::invalid_argument("encoder: finish after finish");
         finished_ = true;
+        if (mixer_) mixer_->join();
         return coder_.finish();
     }
 
@@ -158,7 +159,7 @@ public:
             for (std::size_t k = 0; k < strands_ && !over; ++k) {
                 const std::size_t row = at * strands_ + k;
                 if (mixer && k + 1 < strands_) mixer->foresee(1);
-                tokens[row] = static_cast<std::int64_t>(token(lane, mixer, lane.texts[k], logits[row]));
+                tokens[row] = static_cast<std::int64_t>(token(lane, mixer, lane.strands[k], logits[row]));
                 over = ended(lane);
             }
             if (!over) active_[kept++] = number;
@@ -175,11 +176,26 @@ public:
         if (!mixers_.empty()) mixers_.front().foresee();
     }
 
+    // The state behind a chunk, which is given away; nothing where there is none, or where the tokens
+    // are not an encoder's: whoever knows the chunk alone would come to another state.
+    std::optional<Mixer> take_mixer(std::size_t lane) {
+        Lane& done = lanes_[lane];
+        if (mixers_.empty() || done.left > 0 || done.damaged || done.taken) return std::nullopt;
+        std::vector<std::uint16_t> whole;
+        for (const auto& tokens : done.strands)
+            whole.insert(whole.end(), tokens.begin(), tokens.end());
+        if (whole != vocabulary_->tokenize(*chunk(lane))) return std::nullopt;
+        done.taken = true;
+        mixers_[lane].join();
+        return std::move(mixers_[lane]);
+    }
+
     // The chunk, or nothing where the blob cannot be that of a chunk of this size.
     std::optional<std::string> chunk(std::size_t lane) const {
         if (lanes_[lane].damaged) return std::nullopt;
         std::string whole;
-        for (const std::string& text : lanes_[lane].texts) whole += text;
+        for (const auto& tokens : lanes_[lane].strands)
+            for (const std::uint16_t token : tokens) whole += vocabulary_->spelling(token);
         return whole;
     }
 
@@ -188,16 +204,18 @@ public:
 private:
     struct Lane {
         Lane(RangeDecoder decoder, std::size_t chunk_size, std::size_t strands)
-            : coder(decoder), left(chunk_size), texts(strands) {}
+            : coder(decoder), left(chunk_size), strands(strands) {}
 
         RangeDecoder coder;
         std::size_t left;  // of the chunk's bytes
-        std::vector<std::string> texts;  // of each strand
+        std::vector<std::vector<std::uint16_t>> strands;  // their tokens
         bool damaged = false;
+        bool taken = false;  // its mixer
     };
 
-    // The next token of a lane, which goes to the end of this text.
-    std::size_t token(Lane& lane, Mixer* mixer, std::string& text, const std::int16_t* logits) {
+    // The next token of a lane, which goes to the end of this strand.
+    std::size_t token(Lane& lane, Mixer* mixer, std::vector<std::uint16_t>& strand,
+                      const std::int16_t* logits) {
         cumulative_.load(logits);
         const auto decode = [&](std::size_t, std::uint32_t p1, bool = false) {
             return lane.coder.decode(p1);
@@ -208,7 +226,7 @@ private:
         if ((mixer && mixer->contradicts()) || spelling.size() > lane.left) {
             lane.damaged = true;
         } else {
-            text.append(spelling);
+            strand.push_back(static_cast<std::uint16_t>(token));
             lane.left -= spelling.size();
         }
         return token;
