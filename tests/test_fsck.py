@@ -9,9 +9,11 @@ import threading
 
 import pytest
 from backing import CHUNK, Backing, mount, text, unmount
+from containers import reader
 
 import lmfs.cli
 from lmfs.codecs.choose import Chooser
+from lmfs.container import CodecId
 from lmfs.errors import LmfsError
 from lmfs.lmz import shared
 from lmfs.store import publish
@@ -428,10 +430,18 @@ def test_bit_rot(modelled, data, request):
 
 
 def test_bit_rot_in_strands(modelled, tiny, data, request):
-    whole = (data / "alice29.txt").read_bytes()[3000:22000]
+    """The others behind the first, which is seen with the model."""
+    whole = (data / "alice29.txt").read_bytes()[3000:26000]
     modelled.write("strands", whole)
-    outcome = freeze(modelled.marks, "strands", Chooser(tiny), model=tiny, chunk_size=9000)
+    chooser = Chooser(tiny, primer_bytes=8192)
+    outcome = freeze(modelled.marks, "strands", chooser, model=tiny, chunk_size=8192)
     assert outcome.reason is None
+    stored = (modelled.path / "strands").read_bytes()
+    with reader(stored, store_id=modelled.store.id) as frozen:
+        (member,) = frozen.members
+        codings = [member.codings[number] for number in member.layout.codings]
+        assert {coding.codec for coding in codings} == {CodecId.LM}
+        assert [coding.primer_bytes for coding in codings] == [8192] * 3
     (model,) = modelled.store.models.iterdir()
     rot(modelled, "strands", whole, 4096, model, request.config.getoption("--flips"))
 

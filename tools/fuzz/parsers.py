@@ -97,7 +97,8 @@ def containers(search: Sequence[pathlib.Path]) -> list[bytes]:
         _packed(log[:900], modelled, 300),
         _packed(log[:800] + noise, plain, 128, store_id=STORE),
         _packed(prose[3000:4000], modelled, 300, store_id=STORE),
-        _packed(prose[3000:12000], Chooser(tiny, 6), 9000),  # in strands
+        # In strands, the last one behind the first.
+        _packed(prose[3000:18000], Chooser(tiny, 6, primer_bytes=8192), 8192),
     ]
     for primer in (0, 600):
         chooser = Chooser(tiny, 4, primer_bytes=primer, shared=follows)
