@@ -11,7 +11,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from lmfs_tools import corpus, export, train
+from lmfs_tools import corpus, export, mixer, train
 from lmfs_tools import exact_model as em
 from lmfs_tools.graphs import LOWERINGS
 
@@ -19,7 +19,8 @@ from lmfs.engines.native import NativeEngine
 from lmfs.engines.ort import CPU, OrtEngine
 from lmfs.engines.walk import walk
 from lmfs.models.verify import verify
-from lmfs.native import usable_isas
+from lmfs.native import MixerProfile, usable_isas
+from lmfs.profile import CoderProfile, profile_6
 from lmfs.tokenizer import Tokenizer
 
 SHAPE = em.Shape(vocab=320, width=32, layers=2, hidden=64, hash_rows=64)
@@ -27,7 +28,7 @@ SHAPE = em.Shape(vocab=320, width=32, layers=2, hidden=64, hash_rows=64)
 
 def test_wrapped_text_has_the_same_words_in_lines_of_some_styles(tmp_path):
     random = np.random.default_rng(2)
-    words = [b"w" * length + b"." * (length == 7) for length in random.integers(1, 12, 900)]
+    words = [b"w" * length + b"." * int(length == 7) for length in random.integers(1, 12, 900)]
     paragraphs = [b" ".join(words[k % 800 : k % 800 + k % 90 + 1]).title() for k in range(9000)]
     (tmp_path / "plain").write_bytes(b"\r\n\r\n".join(paragraphs))
     whole = corpus.training_text(tmp_path, "plain wrapped")
@@ -39,6 +40,20 @@ def test_wrapped_text_has_the_same_words_in_lines_of_some_styles(tmp_path):
     assert {line[len(line.rstrip(b"\r\n")) :] for line in lines} == {b"\n", b"\r\n"}
     for style in (b".  W", b"\n\n", b" \n", b"\n    W"):
         assert 0.005 < whole.count(style) / len(lines) < 0.7
+
+
+def test_a_mixer_that_learned_with_the_model_is_what_it_was_without(tiny, data):
+    prose = (data / "alice29.txt").read_bytes()
+    runs = [[prose[i : i + 1500] for i in range(at, at + 4500, 1500)] for at in (0, 9000, 30000)]
+    learned = mixer.learn_led(tiny, runs)
+    before = np.frombuffer(profile_6().mixer_data[mixer.TABLES.itemsize :], mixer.ADAPTIVE)[0]
+    for name in ("by_vote", "by_count", "by_voters", "by_match", "by_order", "final"):
+        assert np.array_equal(learned[name][0], before[name][0])
+        assert not np.array_equal(learned[name][1], before[name][1])
+    assert np.array_equal(learned["by_level"][:, :, 0], before["by_level"][:, :, 0])
+    assert not np.array_equal(learned["by_node"], before["by_node"])
+    stored = mixer.tables().tobytes() + mixer.rested(learned, 12).tobytes()
+    MixerProfile(stored, *CoderProfile.mixer_sizes)  # accepted
 
 
 def vocabulary(size: int) -> bytes:

@@ -24,7 +24,8 @@ CHUNK_SIZE = 2048
 
 def content(data: pathlib.Path, chunk_size: int) -> bytes:
     """Prose, a log, bytes that are no text, characters cut by chunk edges, a short end."""
-    prose = (data / "alice29.txt").read_bytes()[5000:][: max(4000, chunk_size * 5 // 4)]
+    chunks_of_prose = 6 if chunk_size >= 8192 else 2  # of which the last follow the primer
+    prose = (data / "alice29.txt").read_bytes()[5000:][: chunks_of_prose * chunk_size]
     log = (data / "dpkg.log").read_bytes()[:3000]
     noise = b"".join(hashlib.sha256(bytes([k])).digest() for k in range(160))
     return prose + log + noise + "ünïcödé – ".encode() * 40 + b"\x00\xff\xfe end"
@@ -35,7 +36,9 @@ def main() -> None:
     parser.add_argument("data", type=pathlib.Path)
     parser.add_argument("model", nargs="?", default=registry.DEFAULT_MODEL)
     parser.add_argument("--level", type=int, default=DEFAULT_LEVEL, help="9 has profile 4, 4 has 7")
-    parser.add_argument("--chunk-size", type=int, default=CHUNK_SIZE, help="8192: with strands")
+    parser.add_argument(
+        "--chunk-size", type=int, default=CHUNK_SIZE, help="8192: strands, a primer"
+    )
     args = parser.parse_args()
     model = registry.shipped(args.model)
     level = "" if args.level == DEFAULT_LEVEL else f"-level-{args.level}"
