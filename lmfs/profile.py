@@ -70,6 +70,7 @@ _DATA = {
     2: "a7322666168932cc8da669f96ba7b5ba7273c4219910e682e9c615935dfc15a5",
     6: "db858ca2d2ea7241c2d5df051a1cf49f956339e7b8fc4e7c440dcc54379dfc08",
     7: "4585c404b9569fc97dbbc5c90fc80a84e33a4eea62cdd8c21e451184dd0be682",
+    8: "af35609bc1e510e7aecb57882e09c58150fc64214b2bd7e9ae7f843520b7f6b7",
 }
 
 _ALL = 1 << 32  # bytes: more than any primer has
@@ -201,7 +202,7 @@ def profile_7() -> CoderProfile:
 @functools.cache
 def profile_8() -> CoderProfile:
     """Profile 6 with weights that know of the model when a chunk begins behind a primer."""
-    return _with_strands(_DESCRIPTION_8, _mixer_data(6), _ALL)
+    return _with_strands(_DESCRIPTION_8, _mixer_data(8), _ALL)
 
 
 def _with_strands(description: str, mixer_data: bytes, model_tail_bytes: int = 0) -> CoderProfile:
@@ -225,7 +226,7 @@ _MAKERS: dict[str, Callable[[], CoderProfile]] = {
     "a8a1a335bb50880a636659eeac339115": profile_5,
     "3af33992685b45b268146ae2648da1aa": profile_6,
     "e311a10bc191db5a0ac574d404b36dcd": profile_7,
-    "5175f9d0a237c4ed32fd741732ff86dc": profile_8,
+    "845da1312226af8da98221721661537c": profile_8,
 }
 
 

@@ -45,4 +45,8 @@ def test_there_is_a_golden_file_for_every_kind():
         "1.0-base-6-chunks-16384",
         "1.0-base-6-level-4",
         "1.0-base-6-level-9",
+        "1.0-base-7",
+        "1.0-base-7-chunks-8192",
+        "1.0-base-7-level-4",
+        "1.0-base-7-level-9",
     }
