@@ -164,9 +164,10 @@ class TokenDecoder:
         """
 
     def take_mixer(self, lane: int) -> Mixer | None:
-        """The state behind a lane's chunk, for once: before `chunks`, the lane being finished.
+        """The state behind a lane's chunk; given away, so that it can be had once.
 
-        None where there is none, or where an encoder would have cut the chunk into other tokens.
+        None where the chunk is not whole, or where an encoder would have cut it into other tokens.
+        raises: ValueError for a lane that there is not
         """
 
     def chunks(self) -> list[bytes | None]:
