@@ -201,7 +201,8 @@ def profile_7() -> CoderProfile:
 
 @functools.cache
 def profile_8() -> CoderProfile:
-    """Profile 6 with weights that know of the model when a chunk begins behind a primer."""
+    """Profile 6 with weights that know of the model when a chunk begins behind a primer, and with
+    data of its own: learned with the model."""
     return _with_strands(_DESCRIPTION_8, _mixer_data(8), _ALL)
 
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmfs.codecs import open_codec
-from lmfs.codecs.choose import LEVELS, Chooser, looks_like_text
+from lmfs.codecs.choose import Chooser, looks_like_text
+from lmfs.codecs.levels import LEVELS
 from lmfs.codecs.lm import LmCodec
 from lmfs.codecs.mix import MixCodec
 from lmfs.codecs.raw import RawCodec

@@ -132,6 +132,20 @@ def test_a_chunk_goes_on_behind_the_strands_of_the_one_before(stranded, text):
     assert coding.encode(last) == decoding.encode(last) == mixer.encode(last)
 
 
+@settings(max_examples=40, deadline=None)
+@given(chunks=st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=4))
+def test_coding_and_decoding_any_bytes_lead_to_one_state(stranded, text, chunks):
+    coding, decoding = stranded.mixer, stranded.mixer
+    for chunk in chunks:
+        (blob,), coding = stranded.encode_on(chunk, [coding])
+        decoded, decoding = stranded.decode_on(decoding, blob, len(chunk))
+        assert decoded == chunk
+    behind = [*chunks, text[900:1100]]
+    assert stranded.encode(behind, coding) == stranded.encode(behind, decoding)
+    for chunk in behind:
+        assert coding.encode(chunk) == decoding.encode(chunk)
+
+
 def test_nothing_goes_on_behind_tokens_that_no_encoder_writes(stranded, text, monkeypatch):
     """Who knows the chunk alone cuts it into the longest ones, and comes to another state."""
     chunk = text[500:720]

@@ -14,7 +14,7 @@ import pytest
 from backing import CHUNK, Backing, mount, run_lmfs, text, unmount
 
 from lmfs.cli.mount import LEVEL_NUMBERS
-from lmfs.codecs.choose import LEVELS
+from lmfs.codecs.levels import LEVELS
 from lmfs.errors import ModelError, UsageError
 from lmfs.store.control import Control, mount_of, mounts, runtime_directory
 from lmfs.store.freezing import Wishes

@@ -17,7 +17,8 @@ from containers import Planned, packed, reader, recovered
 from lmfs import lmz
 from lmfs import profile as profiles
 from lmfs.codecs import primer as primer_module
-from lmfs.codecs.choose import LEVELS, Chooser
+from lmfs.codecs.choose import Chooser
+from lmfs.codecs.levels import LEVELS
 from lmfs.codecs.lm import LmCodec
 from lmfs.codecs.primer import Primer, recent_primers
 from lmfs.container import CodecId, Coding, Header, Kind, checksum, header_length, parse_header

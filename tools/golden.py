@@ -15,7 +15,8 @@ import io
 import json
 import pathlib
 
-from lmfs.codecs.choose import DEFAULT_LEVEL, Chooser
+from lmfs.codecs.choose import Chooser
+from lmfs.codecs.levels import DEFAULT_LEVEL
 from lmfs.lmz import LmzReader, LmzWriter
 from lmfs.models import registry
 

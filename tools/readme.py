@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 
 from lmfs import errors
-from lmfs.codecs.choose import DEFAULT_LEVEL
+from lmfs.codecs.levels import DEFAULT_LEVEL
 
 from .bench import report
 

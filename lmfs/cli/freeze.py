@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.filesize import decimal
 
-from ..codecs.choose import DEFAULT_LEVEL, LEVELS, Chooser
+from ..codecs.choose import Chooser
+from ..codecs.levels import DEFAULT_LEVEL, LEVELS
 from ..container import DEFAULT_CHUNK_SIZE
 from ..store.families import Families
 from ..store.freeze import Outcome, freeze

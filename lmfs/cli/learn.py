@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.filesize import decimal
 
-from ..codecs.choose import DEFAULT_LEVEL
+from ..codecs.levels import DEFAULT_LEVEL
 from ..errors import EngineError, StoreError, UsageError
 from ..models import registry
 from ..models.package import SUFFIX, ModelPackage

@@ -233,7 +233,8 @@ class _Filter:
         return self._chooser
 
     def _new_chooser(self) -> Chooser:
-        from lmfs.codecs.choose import DEFAULT_LEVEL, LEVELS, Chooser, default_chooser
+        from lmfs.codecs.choose import Chooser, default_chooser
+        from lmfs.codecs.levels import DEFAULT_LEVEL, LEVELS
 
         if self._options.no_model:
             return Chooser()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from lmfs.codecs.levels import DEFAULT_LEVEL, LEVELS
 from lmfs.codecs.primer import Primer
 from lmfs.codecs.threads import in_parallel
 from lmfs.codecs.zstd import ZstdCodec
@@ -45,72 +46,6 @@ MAX_STRANGE = 0.10
 _RAW, _ZSTD, _MIX, _LM, _LM_PRIMED, _LM_STEPS = range(6)
 
 _TEXT = bytes([9, 10, 12, 13, 27, *range(32, 127), *range(128, 256)])
-
-
-@dataclass(frozen=True)
-class Level:
-    """What is tried for a chunk."""
-
-    zstd: int  # zstd's own level
-    primer_bytes: int = 0  # every chunk follows so much of its file's beginning
-    mixer: bool = False
-    model: bool = False
-    # Of what the mixer alone makes smaller than this share, the model is not tried: such chunks
-    # live on their own repetition.
-    model_from: float = 0.0
-    # The model must make a chunk smaller by so much to be worth the time that reading it takes.
-    model_gain: float = 0.0
-    # Who reads what follows a primer waits for all of it. So a dense one is half as long, and where
-    # the model codes it it has this length, or one chunk.
-    halves_dense: bool = False
-    model_primer_bytes: int | None = None
-    # A chunk of the primer that the model codes follows so much of it, or twice, four times, ...
-    # so much, as far as that is before it; None: nothing of it.
-    first_step_bytes: int | None = None
-    # With a model, a chunk follows its file's beginning only if that saves so much.
-    primer_gain: float = 0.01
-    # And if that saves so much of all chunks of a batch: one that follows makes its reader wait for
-    # the primer, a second where the model codes that.
-    primer_gain_of_all: float = 0.0
-    large: bool = False  # a mixer that remembers long primers, in tens of megabytes
-    # The model's chunks are made for who reads at random: twice as quick, 1 % longer. And a member
-    # has the profile that was learned from texts like it.
-    strands: bool = False
-
-
-def _with_model(*, model_from: float, model_gain: float) -> Level:
-    return Level(
-        *(19, 256 << 10),
-        mixer=True,
-        model=True,
-        halves_dense=True,
-        model_primer_bytes=32 << 10,
-        primer_gain_of_all=0.005,
-        strands=True,
-        model_from=model_from,
-        model_gain=model_gain,
-    )
-
-
-LEVELS = {
-    1: Level(3),
-    2: Level(19),
-    3: Level(19, 64 << 10, mixer=True),
-    4: Level(19, 256 << 10, mixer=True, halves_dense=True),
-    5: _with_model(model_from=0.12, model_gain=0.15),
-    6: _with_model(model_from=0.06, model_gain=0.03),
-    7: _with_model(model_from=0.03, model_gain=0.01),
-    8: Level(19, 512 << 10, mixer=True, model=True, first_step_bytes=64 << 10),
-    9: Level(
-        *(22, 1024 << 10),
-        mixer=True,
-        model=True,
-        first_step_bytes=64 << 10,
-        primer_gain=0.003,
-        large=True,
-    ),
-}
-DEFAULT_LEVEL = 6
 
 
 @dataclass
@@ -292,9 +227,9 @@ class Chooser:
         best = [each.best for each in tried]
         if any(number == _LM_PRIMED for number, _ in best):
             for i, (number, blob) in enumerate(best):
-                behind = tried[i].leading
-                if behind and number == _LM and len(behind) <= len(blob):
-                    best[i] = _LM_PRIMED, behind
+                leading = tried[i].leading
+                if leading and number == _LM and len(leading) <= len(blob):
+                    best[i] = _LM_PRIMED, leading
         predicted = sum(number >= _MIX for number, _ in best)
         if self._level.model_gain and predicted >= MIN_MODEL_CHUNKS:
             modelled = sum(number >= _LM for number, _ in best)
@@ -396,7 +331,10 @@ class Chooser:
             blobs = self._code(lm, [chunks[i] for i in trial], afters, whole=whole)
             follow = self._worth_following(blobs, whole=whole)
             for i, lane, follows in zip(trial, blobs, follow, strict=True):
-                offer_model(i, *((following, lane[1]) if follows else (_LM, lane[0])))
+                if follows:
+                    offer_model(i, following, lane[1])
+                else:
+                    offer_model(i, _LM, lane[0])
         return [_Tried(each, without_model[i], leading.get(i)) for i, each in enumerate(best)]
 
     def _leads(self, lm: LmCodec, start: int, end: int) -> bool:
@@ -408,13 +346,13 @@ class Chooser:
         return start == 0 or end <= limit
 
     @staticmethod
-    def _lead(lm: LmCodec, chunk: bytes, start: int, primer: Primer) -> list[bytes]:
+    def _lead(lm: LmCodec, chunk: bytes, start: int, primer: Primer) -> tuple[bytes, bytes]:
         """The model's blobs of the primer's chunk that begins there: following nothing, then what
         is before it. The primer then knows the state behind it."""
         behind = [lm.behind(primer, start)] if start else []
         blobs, led = lm.encode_on(chunk, [None, *behind])
         primer.led(start + len(chunk), led)
-        return [blobs[0], blobs[-1]]
+        return blobs[0], blobs[-1]
 
     def _code(
         self, lm: LmCodec, chunks: Sequence[bytes], afters: Sequence[Mixer], *, whole: bool
@@ -475,8 +413,8 @@ def _mix_all(
         if i not in texts:
             primer.feed(chunk)
             continue
-        mixer = primer.mixer(primer.end).copy()
-        offer(i, _MIX, mix.encode_on(mixer, chunk))
+        blob, mixer = mix.encode_on(chunk, primer.mixer(primer.end))
+        offer(i, _MIX, blob)
         primer.feed(chunk, mixer)
     after = primer.mixer(primer.limit) if primed else None
     mixed = mix.encode([chunks[i] for i in primed], after)

@@ -94,11 +94,12 @@ class MixCodec:
         queue().run(lanes)
         return [_whole(lane.result) for lane in lanes]
 
-    def encode_on(self, mixer: Mixer, chunk: bytes) -> bytes:
-        """The blob of the next chunk; the mixer has then seen it."""
+    def encode_on(self, chunk: bytes, after: Mixer) -> tuple[bytes, Mixer]:
+        """A chunk's blob, and the state behind it."""
+        mixer = after.copy()
         lane = _Encoding(mixer, chunk, own=True)
         queue().run([lane])
-        return lane.result or b""
+        return lane.result or b"", mixer
 
     def decode_on(self, after: Mixer, blob: bytes, size: int) -> tuple[bytes, Mixer]:
         """The chunk, and the state behind it. raises: DamagedError"""

@@ -108,11 +108,11 @@ class FrameDecoder:
     def _decode_next(self, frame: Frame, primer: Primer) -> bytes | DamagedError:
         """A chunk of the primer that follows those before it, and leads the mixer on."""
         codec = cast("LmCodec | MixCodec", self._codec(frame.coding))
-        state: Mixer | None = codec.behind(primer, frame.start)
-        assert state is not None
+        after = codec.behind(primer, frame.start)
         decoded: bytes | DamagedError
+        state: Mixer | None = None
         try:
-            decoded, state = codec.decode_on(state, frame.blob, frame.size)
+            decoded, state = codec.decode_on(after, frame.blob, frame.size)
         except DamagedError as damage:
             decoded = damage
         chunk = self._checked(frame, decoded)

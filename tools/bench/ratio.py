@@ -26,7 +26,8 @@ from rich.progress import track
 from rich.table import Table
 
 import lmfs
-from lmfs.codecs.choose import DEFAULT_LEVEL, Chooser
+from lmfs.codecs.choose import Chooser
+from lmfs.codecs.levels import DEFAULT_LEVEL
 from lmfs.codecs.lm import LmCodec
 from lmfs.container import DEFAULT_CHUNK_SIZE
 from lmfs.models import registry

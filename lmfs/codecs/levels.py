@@ -1,0 +1,75 @@
+"""The levels 1 to 9: what is tried for a chunk at each, and how long primers are.
+
+Owns: the table. What its numbers mean for a chunk is `choose`'s; reading never asks for a level.
+Everything here is constant: any thread may use it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Level:
+    """What is tried for a chunk."""
+
+    zstd: int  # zstd's own level
+    primer_bytes: int = 0  # every chunk follows so much of its file's beginning
+    mixer: bool = False
+    model: bool = False
+    # Of what the mixer alone makes smaller than this share, the model is not tried: such chunks
+    # live on their own repetition.
+    model_from: float = 0.0
+    # The model must make a chunk smaller by so much to be worth the time that reading it takes.
+    model_gain: float = 0.0
+    # Who reads what follows a primer waits for all of it. So one that the mixer leaves much of is
+    # half as long, and one that the model codes has so many bytes, or one chunk.
+    halves_dense: bool = False
+    model_primer_bytes: int | None = None
+    # A chunk of the primer that the model codes follows so much of it, or twice, four times, ...
+    # so much, as far as that is before it; None: nothing of it.
+    first_step_bytes: int | None = None
+    # With a model, a chunk follows its file's beginning only if that saves so much.
+    primer_gain: float = 0.01
+    # And if that saves so much of all chunks of a batch: one that follows makes its reader wait for
+    # the primer, a second where the model codes that.
+    primer_gain_of_all: float = 0.0
+    large: bool = False  # a mixer that remembers long primers, in tens of megabytes
+    # The model's chunks are made for who reads at random: twice as quick, 1 % longer. And a member
+    # has the profile that was learned from texts like it.
+    strands: bool = False
+
+
+def _with_model(*, model_from: float, model_gain: float) -> Level:
+    return Level(
+        *(19, 256 << 10),
+        mixer=True,
+        model=True,
+        halves_dense=True,
+        model_primer_bytes=32 << 10,
+        primer_gain_of_all=0.005,
+        strands=True,
+        model_from=model_from,
+        model_gain=model_gain,
+    )
+
+
+LEVELS = {
+    1: Level(3),
+    2: Level(19),
+    3: Level(19, 64 << 10, mixer=True),
+    4: Level(19, 256 << 10, mixer=True, halves_dense=True),
+    5: _with_model(model_from=0.12, model_gain=0.15),
+    6: _with_model(model_from=0.06, model_gain=0.03),
+    7: _with_model(model_from=0.03, model_gain=0.01),
+    8: Level(19, 512 << 10, mixer=True, model=True, first_step_bytes=64 << 10),
+    9: Level(
+        *(22, 1024 << 10),
+        mixer=True,
+        model=True,
+        first_step_bytes=64 << 10,
+        primer_gain=0.003,
+        large=True,
+    ),
+}
+DEFAULT_LEVEL = 6
