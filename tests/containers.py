@@ -76,7 +76,14 @@ def follows(chunks: list[bytes], limit: int) -> list[bytes]:
     return [chunk for chunk, end in zip(chunks, ends, strict=True) if end <= limit]
 
 
-class Planned:
+class WholeChunks:
+    """A stand-in for a chooser, whose chunks are all as long as can be."""
+
+    def cut(self, data: bytes, start: int, chunk_size: int) -> list[bytes]:
+        return [data[at : at + chunk_size] for at in range(0, len(data), chunk_size)]
+
+
+class Planned(WholeChunks):
     """Codes every chunk as a plan says (it begins anew at its end), and as FORMAT.md says."""
 
     NAMES = ("raw", "zstd", "mix", "lm", "lm+", "mix-", "lm-")  # "-": half the primer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -291,14 +292,39 @@ def test_a_primer_that_takes_long_to_read_is_half_as_long(tiny, level, digits, l
     assert primer.limit == limit << 10
 
 
-@pytest.mark.parametrize(("size", "limit"), [(24, 32), (40, 40), (64, 64), (72, 72)])
-def test_a_primer_that_the_model_codes_has_one_chunk_at_least(tiny, text, size, limit):
+@pytest.mark.parametrize(
+    ("size", "end"), [(8, 32), (16, 32), (24, 24), (40, 32), (64, 32), (72, 32)]
+)
+def test_a_primer_that_the_model_codes_is_as_short_before_large_chunks(tiny, text, size, end):
     chooser = Chooser(tiny)
-    chunks = [text[i * size << 10 :][: size << 10] for i in range(2)]
+    chunks = chooser.cut(text, 0, size << 10)
     replace(chooser, lm=Sparing(*chunks))
     primer = chooser.primer()
     chooser.choose(chunks, primer)
-    assert (primer.limit, primer.end) == (limit << 10, min(2, limit // size) * size << 10)
+    assert (primer.limit, primer.end) == (32 << 10, end << 10)
+
+
+@given(
+    level=st.sampled_from([2, 4, 6, 9]),
+    size=st.sampled_from([1, 5, 8 << 10, 16 << 10, 24 << 10, 40 << 10, 64 << 10, 200 << 10]),
+    chunks=st.lists(st.integers(1, 5), max_size=3),
+    rest=st.integers(0, 300 << 10),
+)
+def test_only_the_first_chunks_and_the_last_one_are_short(level, size, chunks, rest):
+    """However a member comes; and the first ones only where the model codes what others follow."""
+    lengths = [*(count * size for count in chunks), min(rest, 40 * size)]
+    data = bytes(sum(lengths))
+    cut, start = [], 0
+    for length in lengths:
+        cut += Chooser(None, level).cut(data[start : start + length], start, size)
+        start += length
+    assert cut == Chooser(None, level).cut(data, 0, size)
+    assert b"".join(cut) == data
+    ends = [*itertools.accumulate(map(len, cut))]
+    first = 64 << 10 if level == 6 else 0
+    for begin, end in itertools.pairwise([0, *ends]):
+        assert end - begin <= (min(size, 16 << 10) if begin < first else size)
+        assert end % size == 0 or end == len(data) or begin < first
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import itertools
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from lmfs.engines.native import NativeEngine
 from lmfs.engines.ort import OrtEngine
 from lmfs.errors import DamagedError
 from lmfs.native import TokenDecoder
-from lmfs.profile import CoderProfile, profile_2
+from lmfs.profile import CoderProfile, profile_2, profile_4, profile_7, profile_8
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,23 @@ def test_a_blob_does_not_depend_on_its_batch(codec, text):
 
 def test_more_chunks_than_lanes(codec, text):
     round_trip(codec, [text[k * 40 : k * 40 + 40] for k in range(MAX_LANES + 9)])
+
+
+@pytest.mark.parametrize("size", [100, 16 << 10])
+@pytest.mark.parametrize("profile", [profile_2, profile_7, profile_8])
+def test_the_mixers_of_all_lanes_take_a_megabyte_each(tiny, profile, size):
+    """Chunks in strands fill the lanes; of others, which have a mixer each, fewer go together."""
+    codec = LmCodec(tiny, profile())
+    engine = SimpleNamespace(lanes=MAX_LANES)
+    work = lm._Decoding(codec, engine, b"", size, codec.mixer)
+    assert work.most * codec.profile.strands_of(size) <= MAX_LANES
+    assert 8 << 20 < work.most * codec.mixer.used_bytes <= MAX_LANES << 20
+
+
+def test_of_large_mixers_some_go_together(tiny):
+    codec = LmCodec(tiny, profile_4())
+    engine = SimpleNamespace(lanes=MAX_LANES)
+    assert lm._Decoding(codec, engine, b"", 65536, codec.mixer).most == 7
 
 
 @pytest.fixture(scope="module")

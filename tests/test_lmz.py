@@ -11,7 +11,17 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from containers import CHEAP, STORE, Planned, blob_ranges, packed, reader, recovered, sample
+from containers import (
+    CHEAP,
+    STORE,
+    Planned,
+    WholeChunks,
+    blob_ranges,
+    packed,
+    reader,
+    recovered,
+    sample,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -116,7 +126,7 @@ def test_what_a_small_member_declares_and_costs():
 def test_overhead_of_a_chunk(ratio):
     """At 16 KiB: heads, checksums, index, header and trailer together."""
 
-    class Fake:
+    class Fake(WholeChunks):
         """As a model codes them: sizes vary."""
 
         def codings(self, primer):

@@ -8,7 +8,7 @@ import time
 import tracemalloc
 
 import pytest
-from containers import STORE, Planned, blob_ranges, packed, reader, recovered, sample
+from containers import STORE, Planned, WholeChunks, blob_ranges, packed, reader, recovered, sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -199,7 +199,7 @@ def test_the_messages_say_what_to_do(tmp_path):
 
 
 def test_an_unknown_model_is_named_and_the_rest_readable():
-    class Unknown:
+    class Unknown(WholeChunks):
         def codings(self, primer):
             return (Coding(CodecId.RAW), Coding(CodecId.LM, b"\x77" * 16, PROFILE_1.id))
 

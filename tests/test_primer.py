@@ -12,7 +12,7 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from containers import Planned, packed, reader, recovered
+from containers import Planned, WholeChunks, packed, reader, recovered
 
 from lmfs import lmz
 from lmfs import profile as profiles
@@ -598,7 +598,7 @@ def test_what_follows_a_lost_beginning_hides_nothing_else(tiny, text, search):
 def test_without_the_model_the_rest_is_readable(tiny, text, codec):
     ids = b"\x77" * 16, profile_2().id
 
-    class Unknown:
+    class Unknown(WholeChunks):
         def codings(self, primer):
             return (Coding(CodecId.RAW), Coding(codec, *ids, 3 * CHUNK))
 
@@ -675,7 +675,7 @@ def test_a_lost_header_is_recovered_with_its_primer(tiny, text, search):
 def test_a_profile_without_a_mixer_has_no_primer(tiny, text, search, codec):
     """A file may name any profile that there is: that is no reason for a traceback."""
 
-    class Wrong:
+    class Wrong(WholeChunks):
         def codings(self, primer):
             return (Coding(codec, tiny.id, PROFILE_1.id, 2 * CHUNK),)
 

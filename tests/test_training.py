@@ -11,8 +11,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from lmfs_tools import corpus, export, mixer, train
 from lmfs_tools import exact_model as em
+from lmfs_tools import export, mixer, train
 from lmfs_tools.graphs import LOWERINGS
 
 from lmfs.engines.native import NativeEngine
@@ -24,22 +24,6 @@ from lmfs.profile import CoderProfile, profile_6
 from lmfs.tokenizer import Tokenizer
 
 SHAPE = em.Shape(vocab=320, width=32, layers=2, hidden=64, hash_rows=64)
-
-
-def test_wrapped_text_has_the_same_words_in_lines_of_some_styles(tmp_path):
-    random = np.random.default_rng(2)
-    words = [b"w" * length + b"." * int(length == 7) for length in random.integers(1, 12, 900)]
-    paragraphs = [b" ".join(words[k % 800 : k % 800 + k % 90 + 1]).title() for k in range(9000)]
-    (tmp_path / "plain").write_bytes(b"\r\n\r\n".join(paragraphs))
-    whole = corpus.training_text(tmp_path, "plain wrapped")
-    assert whole == corpus.wrapped(corpus.training_text(tmp_path, "plain"))
-    assert whole.split() == b" ".join(paragraphs).split()
-    lines = whole.splitlines(keepends=True)
-    widths = {len(line.rstrip()) for line in lines}
-    assert 70 < max(widths) <= 79
-    assert {line[len(line.rstrip(b"\r\n")) :] for line in lines} == {b"\n", b"\r\n"}
-    for style in (b".  W", b"\n\n", b" \n", b"\n    W"):
-        assert 0.005 < whole.count(style) / len(lines) < 0.7
 
 
 def test_a_mixer_that_learned_with_the_model_is_what_it_was_without(tiny, data):

@@ -7,7 +7,8 @@ and WORK/dev/NAME.npz: the first 256 KiB of three dev files as 16 KiB chunks, ea
 tokenized by itself, to watch the training by.
 
 Prose of which each paragraph is one line is there a second time, in lines of some width as mails,
-manuals and most plain books have them.
+manuals and most plain books have them, and articles as pages of a wiki (markup.py). What
+debian_texts.py wrote to WORK/train is read as CORPUS/train is.
 """
 
 from __future__ import annotations
@@ -24,20 +25,39 @@ import numpy as np
 from lmfs.native import Vocabulary
 from lmfs.tokenizer import Tokenizer
 
+from .markup import marked_up
+
 WEIGHTS = {
-    "wiki.txt": 0.23,
-    "wiki.txt wrapped": 0.07,
-    "books.txt": 0.21,
-    "books.txt wrapped": 0.24,
-    "code.py.txt": 0.12,
-    "logs.txt": 0.015,
+    "wiki.txt": 0.15,
+    "wiki.txt wrapped": 0.04,
+    "wiki.txt marked up": 0.08,
+    "books.txt": 0.15,
+    "books.txt wrapped": 0.15,
+    "code.py.txt": 0.09,
+    "logs.txt": 0.012,
     "json.txt": 0.015,
-    "man.txt": 0.04,
-    "pod.txt": 0.03,
-    "debian-handbook.html": 0.01,
+    "man.txt": 0.035,
+    "pod.txt": 0.025,
+    "debian-handbook.html": 0.005,
     "foldoc.txt": 0.02,
+    "c.txt": 0.05,
+    "cpp.txt": 0.012,
+    "java.txt": 0.02,
+    "go.txt": 0.015,
+    "rust.txt": 0.015,
+    "javascript.txt": 0.02,
+    "php.txt": 0.012,
+    "ruby.txt": 0.008,
+    "lisp.txt": 0.015,
+    "erlang.txt": 0.005,
+    "tex.txt": 0.012,
+    "html.txt": 0.045,
+    "markdown.txt": 0.025,
+    "settings.txt": 0.015,
+    "languages.json": 0.006,
 }
 WRAPPED = " wrapped"  # behind the name of what is in lines then
+MARKED_UP = " marked up"  # likewise, of what is made pages of a wiki
 STYLE_BYTES = 100_000  # of text, about, in lines of one style
 WATCHED = ("wiki.txt", "books.txt", "code.py.txt")
 WATCHED_BYTES = 256 << 10
@@ -53,8 +73,12 @@ def read(folder: pathlib.Path, name: str) -> bytes:
 
 def training_text(folder: pathlib.Path, name: str) -> bytes:
     """The text of one of WEIGHTS."""
-    data = read(folder, name.removesuffix(WRAPPED))
-    return wrapped(data) if name.endswith(WRAPPED) else data
+    data = read(folder, name.removesuffix(WRAPPED).removesuffix(MARKED_UP))
+    if name.endswith(WRAPPED):
+        return wrapped(data)
+    if name.endswith(MARKED_UP):
+        return "".join(marked_up(data.decode("utf-8", "replace"))).encode()
+    return data
 
 
 def wrapped(data: bytes, seed: int = 1) -> bytes:
@@ -126,7 +150,8 @@ def main() -> None:
     for folder in ("tokens", "dev"):
         (args.work / folder).mkdir(parents=True, exist_ok=True)
     for name in WEIGHTS:
-        data = training_text(args.corpus / "train", name)
+        own = (args.work / "train" / name).exists()
+        data = training_text((args.work if own else args.corpus) / "train", name)
         tokens = vocabulary.tokenize(data)
         np.save(args.work / "tokens" / f"{name}.npy", tokens)
         print(f"{name}: {len(data):,} bytes, {len(tokens):,} tokens", flush=True)

@@ -203,6 +203,24 @@ class Chooser:
         assert self._log.ids is not None
         return Coding(CodecId.MIX, *self._log.ids, 0, shared_id)
 
+    def cut(self, data: bytes, start: int, chunk_size: int) -> list[bytes]:
+        """The chunks of what comes next in a member.
+
+        start: so many bytes are before it; all chunks end at multiples of the chunk size, but for
+            the last one and some of the first
+        """
+        first = min(chunk_size, self._level.first_chunk_bytes or chunk_size)
+        chunks: list[bytes] = []
+        at = 0
+        while at < len(data):
+            place = start + at
+            size = chunk_size - place % chunk_size
+            if place < LEAD_BYTES:
+                size = min(size, first)
+            chunks.append(data[at : at + size])
+            at += size
+        return chunks
+
     def choose(self, chunks: Sequence[bytes], primer: MemberPrimer) -> list[tuple[int, bytes]]:
         """For each chunk (none is empty) the number of its coding in `codings`, and its blob.
 
@@ -250,8 +268,7 @@ class Chooser:
     def _shorten(self, chunks: Sequence[bytes], primer: Primer) -> int:
         """Make the primer one that the model codes; how many of these chunks are in it."""
         assert self._level.model_primer_bytes is not None
-        shortest = max(self._level.model_primer_bytes, len(chunks[0]))
-        primer.shorten(min(primer.limit, shortest))
+        primer.shorten(min(primer.limit, self._level.model_primer_bytes))
         ends = itertools.accumulate(map(len, chunks))
         return sum(end <= primer.limit for end in ends)
 

@@ -23,9 +23,11 @@ class Level:
     # The model must make a chunk smaller by so much to be worth the time that reading it takes.
     model_gain: float = 0.0
     # Who reads what follows a primer waits for all of it. So one that the mixer leaves much of is
-    # half as long, and one that the model codes has so many bytes, or one chunk.
+    # half as long, and one that the model codes has so many bytes; for whole chunks to fit into
+    # these, the first ones have so many bytes at most (None: as all others).
     halves_dense: bool = False
     model_primer_bytes: int | None = None
+    first_chunk_bytes: int | None = None
     # A chunk of the primer that the model codes follows so much of it, or twice, four times, ...
     # so much, as far as that is before it; None: nothing of it.
     first_step_bytes: int | None = None
@@ -47,6 +49,7 @@ def _with_model(*, model_from: float, model_gain: float) -> Level:
         model=True,
         halves_dense=True,
         model_primer_bytes=32 << 10,
+        first_chunk_bytes=16 << 10,
         primer_gain_of_all=0.005,
         strands=True,
         model_from=model_from,

@@ -22,7 +22,8 @@ from .primer import Primer
 from .threads import Work, queue
 
 MAX_LANES = 64
-STATES_BYTES = 320 << 20  # that their mixers may take
+# That the mixers of all lanes may take together; of large ones some are needed nevertheless.
+STATES_BYTES, LEAST_CHUNKS = MAX_LANES << 20, 7
 SLICE_TOKENS = 256  # of all lanes together, some 7 ms
 ENCODE_WINDOW = 128  # tokens of a chunk, some 4 ms
 
@@ -224,7 +225,7 @@ class _Decoding(Work):
         self._strands = codec.profile.strands_of(size)
         self.most = max(1, engine.lanes // self._strands)
         if start is not None:
-            self.most = max(1, min(self.most, STATES_BYTES // start.used_bytes))
+            self.most = min(self.most, max(LEAST_CHUNKS, STATES_BYTES // start.used_bytes))
         self._codec, self._blob, self._size, self._start = codec, blob, size, start
         self._decoder: TokenDecoder | None = None
         self._tokens = array("q", [codec.package.start_token] * self._strands)

@@ -115,9 +115,9 @@ class LmzWriter(io.BufferedIOBase):
         return len(view)
 
     def _code(self, data: bytes, *, last: bool) -> None:
-        """Code whole chunks, and at the end a short one."""
+        """Code what ends with a whole chunk, or the member."""
         size = self._chunk_size
-        chunks = [data[at : at + size] for at in range(0, len(data), size)]
+        chunks = self._chooser.cut(data, self._size, size)
         chosen = self._chooser.choose(chunks, self._primer) if chunks else []
         if self._header is None:
             codings = self._chooser.codings(self._primer)
