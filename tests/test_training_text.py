@@ -38,7 +38,7 @@ Title {k}
 
 Title {k} & Sons was a "great" mill in the town of Little Wharf, built by John <Doe> on May 5, 1905.
 History.
-It stood near the river Ouse until 1931, when the war ended. The owners sold the wheels to Great Mills Limited in York.
+It stood near the river Ouse until 1931, when the war ended. The owners sold all to Mills in York.
 """
 
 
