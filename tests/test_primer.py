@@ -196,7 +196,8 @@ def test_what_a_chooser_writes(tiny, text, search, shape):
     primer, length = shaped(shape, size)
     data = text[: 2 * size] + NOISE[:size] + text[2 * size : max(length - size, 0)]
     data, chunks = data[:length], cut(data[:length], size)
-    chooser, planned = Chooser(tiny, 8, primer_bytes=primer), Planned(tiny, "mix", primer)
+    chooser = Chooser(tiny, 9, primer_bytes=primer)
+    planned = Planned(tiny, "mix", primer, profile_4())
     found = set()
     for batch_chunks in (1, 3, 64):
         container = packed(data, size, chooser=chooser, batch_chunks=batch_chunks)
@@ -216,17 +217,16 @@ def test_what_a_chooser_writes(tiny, text, search, shape):
 
 
 @pytest.mark.parametrize("batch_chunks", [3, 64])
-@pytest.mark.parametrize("level", [8, 9])
 def test_the_models_chunks_of_a_primer_follow_parts_of_it(
-    tiny, data, search, monkeypatch, tailed, level, batch_chunks
+    tiny, data, search, monkeypatch, tailed, batch_chunks
 ):
     size = 400
-    stepped = dataclasses.replace(LEVELS[level], first_step_bytes=2 * size, primer_gain=-1.0)
-    monkeypatch.setitem(LEVELS, level, stepped)
+    stepped = dataclasses.replace(LEVELS[9], first_step_bytes=2 * size, primer_gain=-1.0)
+    monkeypatch.setitem(LEVELS, 9, stepped)
     stand_in(monkeypatch, tailed)
-    profile = profile_2() if level == 8 else tailed
+    profile = tailed
     prose = (data / "alice29.txt").read_bytes()[5000 : 5000 + 12 * size]
-    chooser = Chooser(tiny, level, primer_bytes=9 * size)
+    chooser = Chooser(tiny, 9, primer_bytes=9 * size)
     container = packed(prose, size, chooser=chooser, batch_chunks=batch_chunks)
     chunks = cut(prose, size)
     lm, followed = LmCodec(tiny, profile), set()

@@ -43,7 +43,7 @@ def search(folder, tiny):
 
 
 def frozen(tiny, texts, search, **options) -> bytes:
-    coding = Coding(CodecId.MIX, tiny.id, profile_2().id, shared_id=shared.primer_id(texts[0]))
+    coding = Chooser(tiny, 8).shared_coding(shared.primer_id(texts[0]))
     chooser = Chooser(
         tiny, 8, shared=(coding.shared_id, shared.shared_mixer(coding, search)), **options
     )

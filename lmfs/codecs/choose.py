@@ -100,12 +100,10 @@ class Chooser:
         self._shared = shared
         self._prose = self._log = _Coders()  # the log's: also of what follows a shared primer
         if model is not None and self._level.mixer:
-            from lmfs.profile import profile_2, profile_4, profile_7, profile_8
+            from lmfs.profile import profile_4, profile_7, profile_8
 
             if self._level.large:
                 self._prose = self._log = self._coders(model, profile_4())
-            elif self._level.model and not self._level.strands:
-                self._prose = self._log = self._coders(model, profile_2())
             else:
                 self._prose = self._log = self._coders(model, profile_7())
                 if self._level.model:
@@ -239,8 +237,9 @@ class Chooser:
         elif head:
             tried = self._as_log(chunks[:head], primer, tried)
             seen = sum(map(len, chunks[head // 2 : head]))
-            if self._level.halves_dense and without > DENSE_SHARE * seen:
-                primer.shorten(max(primer.end, primer.limit // 2))
+            dense = self._level.dense_primer_bytes
+            if dense is not None and without > DENSE_SHARE * seen:
+                primer.shorten(max(primer.end, min(primer.limit, dense)))
         tried = tried[:head] + self._try(chunks[head:], primer)
         best = [each.best for each in tried]
         if any(number == _LM_PRIMED for number, _ in best):
@@ -258,7 +257,7 @@ class Chooser:
     def _head(self, chunks: Sequence[bytes], primer: MemberPrimer) -> int:
         """How many chunks show whether the primer is to be short."""
         limit = LEAD_BYTES if primer.coders.lm is None else self._level.model_primer_bytes
-        if not self._level.halves_dense or limit is None or limit >= primer.limit:
+        if self._level.dense_primer_bytes is None or limit is None or limit >= primer.limit:
             return 0
         if primer.end or not chunks:
             return 0

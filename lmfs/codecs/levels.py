@@ -22,10 +22,10 @@ class Level:
     model_from: float = 0.0
     # The model must make a chunk smaller by so much to be worth the time that reading it takes.
     model_gain: float = 0.0
-    # Who reads what follows a primer waits for all of it. So one that the mixer leaves much of is
-    # half as long, and one that the model codes has so many bytes; for whole chunks to fit into
+    # Who reads what follows a primer waits for all of it. So one that the mixer leaves much of has
+    # so many bytes at most, and one that the model codes so many; for whole chunks to fit into
     # these, the first ones have so many bytes at most (None: as all others).
-    halves_dense: bool = False
+    dense_primer_bytes: int | None = None
     model_primer_bytes: int | None = None
     first_chunk_bytes: int | None = None
     # A chunk of the primer that the model codes follows so much of it, or twice, four times, ...
@@ -36,22 +36,21 @@ class Level:
     # And if that saves so much of all chunks of a batch: one that follows makes its reader wait for
     # the primer, a second where the model codes that.
     primer_gain_of_all: float = 0.0
-    large: bool = False  # a mixer that remembers long primers, in tens of megabytes
-    # The model's chunks are made for who reads at random: twice as quick, 1 % longer. And a member
-    # has the profile that was learned from texts like it.
-    strands: bool = False
+    # A mixer that remembers long primers, in tens of megabytes. Else the model's chunks are made
+    # for who reads at random, twice as quick and 1 % longer, and a member has the profile that was
+    # learned from texts like it.
+    large: bool = False
 
 
-def _with_model(*, model_from: float, model_gain: float) -> Level:
+def _with_model(primer_bytes: int, *, model_from: float, model_gain: float) -> Level:
     return Level(
-        *(19, 256 << 10),
+        *(19, primer_bytes),
         mixer=True,
         model=True,
-        halves_dense=True,
+        dense_primer_bytes=128 << 10,
         model_primer_bytes=32 << 10,
         first_chunk_bytes=16 << 10,
         primer_gain_of_all=0.005,
-        strands=True,
         model_from=model_from,
         model_gain=model_gain,
     )
@@ -61,15 +60,16 @@ LEVELS = {
     1: Level(3),
     2: Level(19),
     3: Level(19, 64 << 10, mixer=True),
-    4: Level(19, 256 << 10, mixer=True, halves_dense=True),
-    5: _with_model(model_from=0.12, model_gain=0.15),
-    6: _with_model(model_from=0.06, model_gain=0.03),
-    7: _with_model(model_from=0.03, model_gain=0.01),
-    8: Level(19, 512 << 10, mixer=True, model=True, first_step_bytes=64 << 10),
+    4: Level(19, 256 << 10, mixer=True, dense_primer_bytes=128 << 10),
+    5: _with_model(256 << 10, model_from=0.12, model_gain=0.15),
+    6: _with_model(256 << 10, model_from=0.06, model_gain=0.03),
+    7: _with_model(256 << 10, model_from=0.03, model_gain=0.01),
+    8: _with_model(512 << 10, model_from=0.03, model_gain=0.01),
     9: Level(
         *(22, 1024 << 10),
         mixer=True,
         model=True,
+        model_from=0.05,
         first_step_bytes=64 << 10,
         primer_gain=0.003,
         large=True,

@@ -1,11 +1,12 @@
 """Open files of a store, hot and frozen alike.
 
-Owns: handles, the readers that they share, and what happens to a handle when its file is frozen
-or thawed. Imports the rest of the store and lower; knows no FUSE. Any thread may call it.
+Owns: handles, and what happens to one when its file is frozen or thawed. Imports the rest of the
+store and lower; knows no FUSE. Any thread may call it.
 
 A hot file's handle is a descriptor of the backing file and nothing else. A frozen file's handle
-is a reader, and an overlay once the file has one, shared by all handles of the same inode. The
-first write makes the overlay; until then a file that is open for writing stays as it is.
+is a descriptor and what all handles of the same inode share (`frozen`): a reader, and an overlay
+once the file has one. The first write makes the overlay; until then a file that is open for
+writing stays as it is.
 
 Freezing and thawing, by us or by another process, put a new inode under the name; so after every
 open, and at every read, an inode without a name (st_nlink == 0), or one that is marked as replaced
@@ -30,23 +31,19 @@ from typing import TypeVar
 
 from ..codecs.choose import Chooser
 from ..errors import BusyError, DamagedError, LmfsError
-from ..lmz import ChunkCache, LmzReader
-from .content import open_frozen
+from ..lmz import ChunkCache
 from .freeze import freeze, thaw
+from .frozen import Frozen, FrozenFiles
 from .marks import (
-    FROZEN_MARK,
     PLAIN_MARK,
     Facts,
     Marks,
     State,
-    frozen_mark,
     gives_magic,
-    is_marked,
     looks_frozen,
-    patched_mark,
     was_replaced,
 )
-from .overlays import Overlay, begin_writing, end_writing, has_writers
+from .overlays import begin_writing, end_writing, has_writers
 
 _log = logging.getLogger(__name__)
 
@@ -66,26 +63,10 @@ class _Handle:
         self.inode = inode
         self.writable = _writes(flags)
         self.appends = bool(flags & os.O_APPEND)
-        self.frozen: _Frozen | None = None
+        self.frozen: Frozen | None = None
         self.closed = False
         self.lock = threading.Lock()  # held while it is turned to another file, and closed
         self.turns = 0  # counts their beginnings and ends
-
-
-class _Frozen:
-    """What all handles of one frozen inode share: a reader, and the overlay if there is one."""
-
-    def __init__(self, key: tuple[int, int], reader: LmzReader) -> None:
-        self.key = key
-        self.reader = reader
-        self.overlay: Overlay | None = None
-        self.lock = threading.Lock()  # held while the overlay is looked for or made
-        self.users = 0
-
-    def close(self) -> None:
-        if self.overlay is not None:
-            self.overlay.close()
-        self.reader.close()
 
 
 class Handles:
@@ -94,10 +75,9 @@ class Handles:
     def __init__(self, marks: Marks, cache: ChunkCache) -> None:
         self._marks = marks
         self._store = marks.store
-        self._cache = cache
         self._numbers = itertools.count(1)
         self._handles: dict[int, _Handle] = {}
-        self._frozen: dict[tuple[int, int], _Frozen] = {}
+        self._frozen = FrozenFiles(marks, cache)
         self._lock = threading.Lock()  # of the tables and the counts; never held during I/O
 
     def close(self) -> None:
@@ -106,8 +86,7 @@ class Handles:
 
     def statistics(self) -> dict[str, int]:
         """How many files are open now."""
-        with self._lock:
-            return {"open_files": len(self._handles), "frozen_open": len(self._frozen)}
+        return {"open_files": len(self._handles), "frozen_open": len(self._frozen)}
 
     def describe(self, number: int) -> dict[str, str] | None:
         """What a frozen file is coded with, in words; None if the handle reads no frozen file."""
@@ -176,10 +155,10 @@ class Handles:
                             os.truncate(f"/proc/self/fd/{fd}", 0)
                         return handle
                     if not handle.writable:
-                        handle.frozen = self._frozen_of(fd, status)
+                        handle.frozen = self._frozen.take(fd, status)
                         try:
                             # Now, for it goes with the name of a file that is removed.
-                            self._overlay(handle.frozen, fd)
+                            self._frozen.overlay(handle.frozen, fd)
                         except BaseException:
                             self._drop_frozen(handle)
                             raise
@@ -221,11 +200,11 @@ class Handles:
             facts = self._facts(fd, status)
             if facts.state in (State.FROZEN, State.PATCHED):
                 handle = _Handle(fd, facts.inode, flags)
-                handle.frozen = self._frozen_of(fd, status)
-                overlay = self._overlay(handle.frozen, fd)
+                handle.frozen = self._frozen.take(fd, status)
+                overlay = self._frozen.overlay(handle.frozen, fd)
                 if overlay is not None and overlay.owner != status.st_ino:
                     # A restored or copied file: another may name the same overlay.
-                    self._give_back(handle.frozen)
+                    self._frozen.give_back(handle.frozen)
                     handle = None
                 else:
                     if overlay is not None and not has_writers(fd):
@@ -233,7 +212,7 @@ class Handles:
                     begin_writing(fd)
         except BaseException:
             if handle is not None:
-                self._give_back(handle.frozen)
+                self._frozen.give_back(handle.frozen)
             os.close(fd)
             raise
         if handle is None:
@@ -285,9 +264,8 @@ class Handles:
             if handle is None:
                 return None
             kept = _Handle(os.dup(handle.fd), inode, os.O_RDONLY)
-            kept.frozen = handle.frozen
-            if kept.frozen is not None:
-                kept.frozen.users += 1
+            if handle.frozen is not None:
+                kept.frozen = self._frozen.share(handle.frozen)
             number = next(self._numbers)
             self._handles[number] = kept
         return number
@@ -318,7 +296,7 @@ class Handles:
         def look() -> Facts:
             with self._borrowed(handle) as frozen:
                 facts = self._marks.facts_to_show(handle.fd)
-                overlay = None if frozen is None else self._overlay(frozen, handle.fd)
+                overlay = None if frozen is None else self._frozen.overlay(frozen, handle.fd)
                 if overlay is not None:
                     facts = facts._replace(
                         state=State.PATCHED,
@@ -341,7 +319,7 @@ class Handles:
                 status = os.fstat(handle.fd)
                 if frozen is None:
                     return status, status.st_size
-                overlay = self._overlay(frozen, handle.fd)
+                overlay = self._frozen.overlay(frozen, handle.fd)
                 return status, frozen.reader.size if overlay is None else overlay.size
 
         return _steadily(handle, look)
@@ -368,7 +346,7 @@ class Handles:
         if wrap and path is not None:
             self._wrap(path, inode)
 
-    def _end_patching(self, handle: _Handle, frozen: _Frozen) -> None:
+    def _end_patching(self, handle: _Handle, frozen: Frozen) -> None:
         if frozen.overlay is not None:
             try:
                 frozen.overlay.settle()
@@ -389,7 +367,7 @@ class Handles:
             with self._borrowed(handle) as frozen:
                 if frozen is None:
                     return os.pread(handle.fd, size, offset)
-                overlay = self._overlay(frozen, handle.fd)
+                overlay = self._frozen.overlay(frozen, handle.fd)
                 if overlay is None:
                     return frozen.reader.pread(size, offset)
                 return overlay.pread(size, offset)
@@ -475,7 +453,7 @@ class Handles:
         handle = self._handle(number)
         with self._borrowed(handle) as frozen:
             if frozen is not None:
-                overlay = self._overlay_to_write(frozen, handle)
+                overlay = self._frozen.overlay_to_write(frozen, handle.fd)
                 count = overlay.write(data, offset, append=handle.appends)
                 _touch(handle)
                 return count
@@ -495,7 +473,7 @@ class Handles:
             with self._borrowed(handle) as frozen:
                 if frozen is None:
                     return os.lseek(handle.fd, offset, whence)
-                overlay = self._overlay(frozen, handle.fd)
+                overlay = self._frozen.overlay(frozen, handle.fd)
                 size = frozen.reader.size if overlay is None else overlay.size
                 if not 0 <= offset < size:
                     raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
@@ -510,7 +488,7 @@ class Handles:
             if frozen is None:
                 os.posix_fallocate(handle.fd, offset, size)
                 return
-            self._overlay_to_write(frozen, handle).allocate(offset, size)
+            self._frozen.overlay_to_write(frozen, handle.fd).allocate(offset, size)
             _touch(handle)
 
     def truncate(self, path: str, size: int, number: int | None = None) -> None:
@@ -534,7 +512,7 @@ class Handles:
             if frozen is None:
                 os.ftruncate(handle.fd, size)
                 return
-            self._overlay_to_write(frozen, handle).truncate(size)
+            self._frozen.overlay_to_write(frozen, handle.fd).truncate(size)
             _touch(handle)
 
     def _thawed_empty(self, path: str) -> bool:
@@ -576,58 +554,9 @@ class Handles:
 
     def keep_overlay(self, fd: int) -> None:
         """Have the handles of a file that loses its name know its overlay, while that has one."""
-        status = os.fstat(fd)
-        with self._lock:
-            frozen = self._frozen.get((status.st_dev, status.st_ino))
-            if frozen is None:
-                return
-            frozen.users += 1
-        try:
-            self._overlay(frozen, fd)
-        finally:
-            self._give_back(frozen)
-
-    def _overlay(self, frozen: _Frozen, fd: int) -> Overlay | None:
-        """The overlay of the frozen file open as `fd`, which another process may have made."""
-        if frozen.overlay is not None:
-            return frozen.overlay
-        facts = self._marks.facts_to_show(fd)
-        if facts.overlay is None:
-            return None
-        own = os.dup(fd)  # `fd` may have been turned to another file, and may be at any moment
-        try:
-            status = os.fstat(own)
-            if (status.st_dev, status.st_ino) != frozen.key:
-                return None
-            with frozen.lock:
-                if frozen.overlay is None:
-                    pread = frozen.reader.pread
-                    frozen.overlay = self._marks.overlays.open(facts.overlay, own, pread)
-                return frozen.overlay
-        finally:
-            os.close(own)
-
-    def _overlay_to_write(self, frozen: _Frozen, handle: _Handle) -> Overlay:
-        overlay = self._overlay(frozen, handle.fd)
-        if overlay is not None:
-            return overlay
-        overlays, fd = self._marks.overlays, handle.fd
-
-        def mark(overlay_id: bytes) -> None:
-            os.setxattr(fd, FROZEN_MARK, patched_mark(overlay_id, frozen.reader.size))
-
-        with overlays.commit():
-            overlay = self._overlay(frozen, fd)  # made meanwhile
-            if overlay is not None:
-                return overlay
-            if not is_marked(fd):
-                # Where the mark was lost an overlay that nobody names would be taken for damage.
-                os.setxattr(fd, FROZEN_MARK, frozen_mark(self._store.id, frozen.reader.size))
-            name = overlays.create(fd, frozen.reader.size, mark)
-            with frozen.lock:
-                if frozen.overlay is None:
-                    frozen.overlay = overlays.open(name, fd, frozen.reader.pread)
-                return frozen.overlay
+        with self._frozen.known(fd) as frozen:
+            if frozen is not None:
+                self._frozen.overlay(frozen, fd)
 
     # --------------------------------------------------------------------------- frozen and hot
 
@@ -719,54 +648,25 @@ class Handles:
                         old, handle.frozen = handle.frozen, successor.frozen
                 finally:
                     handle.turns += 1
-                self._give_back(old)
+                self._frozen.give_back(old)
             else:
                 self._drop_frozen(successor)
         os.close(successor.fd)
 
-    def _frozen_of(self, fd: int, status: os.stat_result) -> _Frozen:
-        key = (status.st_dev, status.st_ino)
-        with self._lock:
-            frozen = self._frozen.get(key)
-            if frozen is not None:
-                frozen.users += 1
-                return frozen
-        # Opened without the lock, for it reads the index; the loser of a race is closed again.
-        reader = open_frozen(fd, self._marks, cache=self._cache)
-        with self._lock:
-            frozen = self._frozen.setdefault(key, _Frozen(key, reader))
-            frozen.users += 1
-        if frozen.reader is not reader:
-            reader.close()
-        return frozen
-
     @contextlib.contextmanager
-    def _borrowed(self, handle: _Handle) -> Iterator[_Frozen | None]:
+    def _borrowed(self, handle: _Handle) -> Iterator[Frozen | None]:
         """What the handle of a frozen file shares, and nobody closes meanwhile."""
         with self._lock:
-            frozen = handle.frozen
-            if frozen is not None:
-                frozen.users += 1
+            frozen = None if handle.frozen is None else self._frozen.share(handle.frozen)
         try:
             yield frozen
         finally:
-            self._give_back(frozen)
-
-    def _give_back(self, frozen: _Frozen | None) -> None:
-        if frozen is None:
-            return
-        with self._lock:
-            frozen.users -= 1
-            if frozen.users:
-                return
-            if self._frozen.get(frozen.key) is frozen:
-                del self._frozen[frozen.key]
-        frozen.close()
+            self._frozen.give_back(frozen)
 
     def _drop_frozen(self, handle: _Handle) -> None:
         with self._lock:
             frozen, handle.frozen = handle.frozen, None
-        self._give_back(frozen)
+        self._frozen.give_back(frozen)
 
     def _wrap(self, path: str, inode: int) -> None:
         """Freeze a user's file that looks like one of ours; left plain if somebody has it open."""
