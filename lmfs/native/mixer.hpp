@@ -45,6 +45,7 @@
 
 #include "frequencies.hpp"
 #include "mixer_profile.hpp"
+#include "mixer_text.hpp"
 #include "range_coder.hpp"
 #include "vocabulary.hpp"
 
@@ -164,41 +165,14 @@ private:
     static constexpr std::uint32_t kLongest = 32;
 
     // Where a text goes on.
-    struct Strand {
+    struct Strand : mixing::TextPlace {
         std::size_t end = kBefore;  // in tokens_: where the next one goes
-        std::string text = "\n";    // since the line above began
         std::array<Match, mixing::kMatches> matches{};
         std::array<std::uint32_t, mixing::kContexts> contexts{};
-        std::uint32_t line = 1;  // where it begins, in text
-        std::vector<std::uint32_t> fields{1}, fields_above{0};
-        std::uint32_t word = 0, word_before = 0, field = 0, first_field = 0;
-        // Shapes: what stands there with every number read as one digit.
-        std::uint32_t line_shape = 0, field_shape = 0;
-        std::array<std::uint32_t, 2> shapes_before{};
-        bool after_digit = false;
         bool hashed = false;  // contexts is that of the next token
-
-        // Of the text, what stands before the line above.
-        void forget_lines() {
-            const std::uint32_t before = fields_above.front();
-            text.erase(0, before);
-            line -= before;
-            for (std::uint32_t& at : fields_above) at -= before;
-            fields.front() -= before;
-        }
     };
 
-    static std::uint32_t hash(std::uint32_t a, std::uint32_t b) {
-        std::uint32_t h = a * 0x9E3779B1u ^ (b + 0x7F4A7C15u) * 0x85EBCA6Bu;
-        h ^= h >> 15;
-        h *= 0xC2B2AE35u;
-        return h ^ h >> 13;
-    }
-
-    static bool in_word(std::uint8_t byte) {
-        return (byte >= '0' && byte <= '9') || (byte >= 'a' && byte <= 'z') ||
-               (byte >= 'A' && byte <= 'Z') || byte >= 128;
-    }
+    static std::uint32_t hash(std::uint32_t a, std::uint32_t b) { return mixing::hash(a, b); }
 
     static int length_class(std::uint32_t length) {
         if (length < 8) return static_cast<int>(length);
@@ -372,14 +346,6 @@ private:
         return std::clamp(sum >> mixing::kWeightBits, -mixing::kMaxStretch, mixing::kMaxStretch);
     }
 
-    // Of what stands above.
-    static std::uint32_t four_bytes(const Strand& strand, std::size_t at) {
-        std::uint32_t bytes = 0;
-        for (std::size_t i = 0; i < 4 && at + i < strand.line; ++i)
-            bytes |= std::uint32_t{static_cast<std::uint8_t>(strand.text[at + i])} << (8 * i);
-        return bytes;
-    }
-
     std::shared_ptr<const MixerProfile> profile_;
     std::shared_ptr<const Vocabulary> vocabulary_;
     mixing::Adaptive adaptive_;
@@ -393,15 +359,10 @@ private:
 };
 
 inline void Mixer::hash_contexts(Strand& strand) {
-    const std::size_t field = strand.fields.size() - 1;
-    const std::size_t offset = strand.text.size() - strand.fields.back();
-    // What stands above, at this place of the same field.
-    std::uint32_t above = 0;
-    if (field < strand.fields_above.size())
-        above = four_bytes(strand, strand.fields_above[field] + offset);
+    const std::uint32_t above = strand.above();
     const std::uint16_t* last = tokens_.data() + strand.end;
     const auto at = [last](int k) { return std::uint32_t{last[-k]} + 1; };
-    const auto number = static_cast<std::uint32_t>(field);
+    const auto number = static_cast<std::uint32_t>(strand.fields.size() - 1);
 
     std::uint32_t h = 0;
     strand.contexts[0] = 0;
@@ -739,37 +700,7 @@ inline void Mixer::remember(Strand& strand, std::size_t token) {
     using namespace mixing;
     if (strand.end == tokens_.size()) tokens_.push_back(0);
     tokens_[strand.end++] = static_cast<std::uint16_t>(token);
-    for (const char c : vocabulary_->spelling(token)) {
-        const auto byte = static_cast<std::uint8_t>(c);
-        strand.text.push_back(c);
-        const auto end = static_cast<std::uint32_t>(strand.text.size());
-        const bool digit = byte >= '0' && byte <= '9';
-        if (!digit || !strand.after_digit) {
-            strand.line_shape = hash(strand.line_shape, digit ? '0' : byte);
-            strand.field_shape = hash(strand.field_shape, digit ? '0' : byte);
-        }
-        strand.after_digit = digit;
-        if (!in_word(byte)) strand.shapes_before = {std::exchange(strand.field_shape, 0), strand.shapes_before[0]};
-        if (byte == '\n') {
-            strand.line_shape = 0;
-            strand.line = end;
-            strand.fields_above.swap(strand.fields);
-            strand.fields.assign(1, end);
-            strand.field = strand.first_field = 0;
-            strand.forget_lines();
-        } else if (in_word(byte)) {
-            strand.field = hash(strand.field, byte);
-        } else {
-            if (strand.fields.size() == 1) strand.first_field = strand.field;
-            strand.fields.push_back(end);
-            strand.field = byte;
-        }
-        if (in_word(byte)) {
-            strand.word = hash(strand.word, byte | 32u);
-        } else if (strand.word != 0) {
-            strand.word_before = std::exchange(strand.word, 0);
-        }
-    }
+    for (const char c : vocabulary_->spelling(token)) strand.take(static_cast<std::uint8_t>(c));
 
     const auto end = static_cast<std::uint32_t>(strand.end);
     for (std::size_t k = 0; k < kMatches; ++k) {
