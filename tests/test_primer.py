@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import random
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +17,7 @@ from containers import Planned, WholeChunks, packed, reader, recovered
 
 from lmfs import lmz
 from lmfs import profile as profiles
+from lmfs.codecs import choose
 from lmfs.codecs import primer as primer_module
 from lmfs.codecs.choose import Chooser
 from lmfs.codecs.levels import LEVELS
@@ -182,6 +184,36 @@ def test_what_follows_a_damaged_chunk_of_a_led_primer_is_lost(
                 else:
                     with pytest.raises(DamagedError):
                         broken.read_chunks([i])
+
+
+def test_a_file_of_large_chunks_whose_first_ones_are_short(tiny, data, search, monkeypatch):
+    """Two of 16 KiB are the primer of chunks of 40 KiB."""
+    prose = (data / "alice29.txt").read_bytes()
+    level = dataclasses.replace(
+        LEVELS[6], model_from=0.0, model_gain=-9.0, primer_gain=-9.0, primer_gain_of_all=-9.0
+    )
+    monkeypatch.setitem(LEVELS, 6, level)
+    monkeypatch.setattr(choose, "MIN_MODEL_LEAD", -9.0)
+    container = packed(prose, 40 << 10, chooser=Chooser(tiny, 6))
+    sizes = [16 << 10, 16 << 10, 8 << 10, 16 << 10, 16 << 10, 8 << 10, 40 << 10]
+    starts = [*itertools.accumulate(sizes, initial=0)]
+    chunks = [prose[a:b] for a, b in itertools.pairwise([*starts, len(prose)])]
+    order = random.Random(5).sample(range(len(chunks)), len(chunks))
+    with reader(container, cache=lmz.ChunkCache(0), **search) as whole:
+        layout, codings = whole.members[0].layout, whole.members[0].codings
+        assert layout.sizes.tolist() == [*map(len, chunks)]
+        follow = [codings[coding].primer_bytes for coding in layout.codings]
+        assert follow == [32 << 10] * len(chunks)
+        assert [whole.read_chunks([i])[0] for i in order] == [chunks[i] for i in order]
+        assert whole.pread(30_000, 50_000) == prose[50_000:80_000]
+        whole.verify()
+    assert lmz.decompress(container, model_search=[tiny.path.parent]) == prose
+    found = recovered(container[: int(layout.blob_offsets[-1])], **search)
+    assert b"".join(part.data for part in found) == prose[: starts[-1]]
+    damaged = bytearray(container)
+    damaged[int(layout.blob_offsets[1]) + 9] ^= 1
+    found = recovered(bytes(damaged), **search)
+    assert b"".join(part.data for part in found) == chunks[0]
 
 
 def test_chunks_of_a_byte(tiny, search):
