@@ -26,6 +26,7 @@ from lmfs.native import Mixer, MixerProfile, TokenEncoder, Vocabulary
 from lmfs.profile import PROFILE_1, CoderProfile, profile_6
 
 from .corpus import WEIGHTS
+from .debian_texts import KINDS
 
 STRETCH_UNITS = 128  # a nat
 CONTEXTS, MATCHES, RUNS, RUNS_OF_NODES = 24, 2, 10, 5
@@ -35,9 +36,10 @@ WEIGHT_ONE = 1 << 13
 KNOTS = 33
 PIECE = 16 << 10
 LOGS = ("logs.txt", "json.txt")
+NOT_YET_THERE = (*KINDS, "wiki.txt marked up")  # when what is shipped was learned
 SOURCES = {
     "all": tuple(WEIGHTS),
-    "prose": tuple(name for name in WEIGHTS if name not in LOGS),
+    "prose": tuple(name for name in WEIGHTS if name not in (*LOGS, *NOT_YET_THERE)),
     "logs": LOGS,
 }
 

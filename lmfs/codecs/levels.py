@@ -69,7 +69,7 @@ LEVELS = {
         *(22, 1024 << 10),
         mixer=True,
         model=True,
-        model_from=0.05,
+        model_from=0.03,
         first_step_bytes=64 << 10,
         primer_gain=0.003,
         large=True,
