@@ -316,7 +316,7 @@ class TestStore:
         assert tiny.id in {f.model for f in missing}
         with pytest.raises(UnknownModelError, match=tiny.id.hex()):
             thaw(backing.marks, "alice")
-        with pytest.raises(UnknownModelError, match="--use base-7"):
+        with pytest.raises(UnknownModelError, match="--use base-8"):
             freezing_model(backing.store)
         pinned.write_bytes(aside)
         assert check(backing) == []
@@ -490,4 +490,4 @@ class TestCommand:
         assert "ab" * 16 in err
         code, _, err = run("learn", backing.path, "--use", "no-such")
         assert code == ModelError.exit_code
-        assert "base-7" in err
+        assert "base-8" in err

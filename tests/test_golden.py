@@ -49,4 +49,7 @@ def test_there_is_a_golden_file_for_every_kind():
         "1.0-base-7-chunks-8192",
         "1.0-base-7-level-4",
         "1.0-base-7-level-9",
+        "1.0-base-8",
+        "1.0-base-8-chunks-32768",
+        "1.0-base-8-level-9",
     }

@@ -195,7 +195,7 @@ def test_a_model_that_pays_is_kept_used_and_given_up_again(store, beside, tiny, 
     backing.close()
     assert run("fsck", store, "--deep")[0] == 0
 
-    code, out, _ = run("learn", store, "--use", "base-7")
+    code, out, _ = run("learn", store, "--use", "base-8")
     assert code == 0
     assert "tiny" in out
     assert chosen(store) is None

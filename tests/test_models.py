@@ -184,7 +184,9 @@ def test_shipped_model(monkeypatch):
     assert registry.find(package.id).path == package.path
     assert read == [package.path]  # not those of former versions as well
     assert set(package.card["bits_per_byte"]) >= {"wiki.txt", "books.txt", "code.py.txt"}
-    with pytest.raises(ModelError, match="base-1, base-2, base-3, base-4, base-5, base-6, base-7"):
+    with pytest.raises(
+        ModelError, match="base-1, base-2, base-3, base-4, base-5, base-6, base-7, base-8"
+    ):
         registry.shipped("no-such")
 
 

@@ -103,6 +103,18 @@ def test_training_can_go_on_from_a_package(tmp_path):
     assert twice.id == package.id
 
 
+def test_the_mean_of_two_models():
+    torch.manual_seed(3)
+    one, other = em.ExactModel(SHAPE), em.ExactModel(SHAPE)
+    wanted = {
+        name: 0.7 * one.state_dict()[name] + 0.3 * p for name, p in other.state_dict().items()
+    }
+    mixed = export.mean(one, other, 0.7)
+    assert set(wanted) == {name for name, _ in mixed.named_parameters()}  # nothing is left out
+    for name, p in mixed.named_parameters():
+        assert torch.allclose(p, wanted[name], atol=1e-6)
+
+
 def test_export_refuses_a_model_that_differs_from_pytorch(tmp_path, monkeypatch):
     model = random_model(4, 1.0)
     right = export.torch_logits

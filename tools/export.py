@@ -141,16 +141,33 @@ def model_of(package: ModelPackage) -> em.ExactModel:
     return model_from_tensors(shape, tensors).eval()
 
 
+@torch.no_grad()
+def mean(model: em.ExactModel, other: em.ExactModel, share: float) -> em.ExactModel:
+    """The model with a share of its own weights, the rest of another's (Wortsman et al. 2022)."""
+    for own, others in zip(model.parameters(), other.parameters(), strict=True):
+        own.lerp_(others, 1 - share)
+    return model
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", type=pathlib.Path)
     parser.add_argument("vocab", type=pathlib.Path)
     parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument(
+        "--mean-with",
+        type=pathlib.Path,
+        metavar="CHECKPOINT",
+        help="what the checkpoint was learned on from: the mean of both keeps what either can",
+    )
+    parser.add_argument("--share", type=float, default=0.7, help="of the checkpoint in that mean")
     parser.add_argument("--name", required=True)
     parser.add_argument("--training", default="", help="one line for the card")
     parser.add_argument("--measured", type=json.loads, default={}, help="JSON: file -> bits a byte")
     args = parser.parse_args()
     model = load_model(args.checkpoint)
+    if args.mean_with:
+        model = mean(model, load_model(args.mean_with), args.share)
     card = {"name": args.name, "training": args.training, "bits_per_byte": args.measured}
     tokenizer_json = Tokenizer.from_json(args.vocab.read_bytes()).to_json()
     package = export(model, tokenizer_json, args.out, card)

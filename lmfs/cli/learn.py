@@ -55,7 +55,7 @@ def command(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Learn nothing: freeze with this model from now on. base-7, the one that lmfs "
+            help="Learn nothing: freeze with this model from now on. base-8, the one that lmfs "
             "ships, or the id of one in the store.",
         ),
     ] = None,
@@ -71,7 +71,7 @@ def command(
 
     A model that is kept lies in the store's .lmfs/models and is used for what is frozen from then
     on. Files that are frozen already stay as they are; `lmfs thaw` and then `lmfs freeze` code
-    them anew. The way back is --use base-7.
+    them anew. The way back is --use base-8.
 
     Needs a C compiler and PyTorch: pip install 'lmfs\\[train]'.
     """

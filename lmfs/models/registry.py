@@ -14,7 +14,7 @@ from ..errors import ModelError, UnknownModelError
 from .package import SUFFIX, ModelPackage, base_of, read_card
 
 SHIPPED_FOLDER = pathlib.Path(__file__).with_name("shipped")
-DEFAULT_MODEL = "base-7"
+DEFAULT_MODEL = "base-8"
 PATH_VARIABLE = "LMFS_MODEL_PATH"
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..models.package import ModelPackage
 
 MODEL_KEY = "model"
-WAY_BACK = "`lmfs learn STORE --use base-7` freezes with the model that lmfs ships again"
+WAY_BACK = "`lmfs learn STORE --use base-8` freezes with the model that lmfs ships again"
 NO_MODEL = "none"
 LEVEL_NUMBERS = range(1, 10)
 
