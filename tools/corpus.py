@@ -25,6 +25,7 @@ import numpy as np
 from lmfs.native import Vocabulary
 from lmfs.tokenizer import Tokenizer
 
+from .debian_texts import KINDS
 from .markup import marked_up
 
 WEIGHTS = {
@@ -151,7 +152,11 @@ def main() -> None:
         (args.work / folder).mkdir(parents=True, exist_ok=True)
     for name in WEIGHTS:
         own = (args.work / "train" / name).exists()
-        data = training_text((args.work if own else args.corpus) / "train", name)
+        try:
+            data = training_text((args.work if own else args.corpus) / "train", name)
+        except FileNotFoundError as missing:
+            where = "lmfs_tools.debian_texts writes it" if name in KINDS else "expected in CORPUS"
+            raise SystemExit(f"corpus: {missing.filename} is not there: {where}") from None
         tokens = vocabulary.tokenize(data)
         np.save(args.work / "tokens" / f"{name}.npy", tokens)
         print(f"{name}: {len(data):,} bytes, {len(tokens):,} tokens", flush=True)
