@@ -4,9 +4,8 @@
 
 WORK is what lmfs_tools.corpus prepared; OUTPUT becomes the data of a coder profile
 (lmfs/profile.py): of profile 6 where KIND is prose, of profile 7 where it is logs, of profile 8
-with --of prose --led. The layout is
-that of `Tables` and `Adaptive` in lmfs/native/mixer.hpp. Floating point is used here freely: the
-profile stores what came out.
+with --of prose --led. The layout is that of `Tables` and `Adaptive` in
+lmfs/native/mixer_profile.hpp. Floating point is used here freely: the profile stores what came out.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from lmfs.models.package import ModelPackage
 from lmfs.native import Mixer, MixerProfile, TokenEncoder, Vocabulary
 from lmfs.profile import PROFILE_1, CoderProfile, profile_6
 
-from .corpus import WEIGHTS
+from .corpus import MARKED_UP, WEIGHTS
 from .debian_texts import KINDS
 
 STRETCH_UNITS = 128  # a nat
@@ -36,7 +35,7 @@ WEIGHT_ONE = 1 << 13
 KNOTS = 33
 PIECE = 16 << 10
 LOGS = ("logs.txt", "json.txt")
-NOT_YET_THERE = (*KINDS, "wiki.txt marked up")  # when what is shipped was learned
+NOT_YET_THERE = (*KINDS, f"wiki.txt{MARKED_UP}")  # when what is shipped was learned
 SOURCES = {
     "all": tuple(WEIGHTS),
     "prose": tuple(name for name in WEIGHTS if name not in (*LOGS, *NOT_YET_THERE)),

@@ -49,12 +49,9 @@ class FrozenFiles:
 
     def take(self, fd: int, status: os.stat_result) -> Frozen:
         """That of the frozen file open as `fd`; to be given back."""
+        if (frozen := self._find(status)) is not None:
+            return frozen
         key = (status.st_dev, status.st_ino)
-        with self._lock:
-            frozen = self._files.get(key)
-            if frozen is not None:
-                frozen.users += 1
-                return frozen
         # Opened without the lock, for it reads the index; the loser of a race is closed again.
         reader = open_frozen(fd, self._marks, cache=self._cache)
         with self._lock:
@@ -85,15 +82,19 @@ class FrozenFiles:
     @contextmanager
     def known(self, fd: int) -> Iterator[Frozen | None]:
         """That of the file open as `fd`, if somebody has it; nobody closes it meanwhile."""
-        status = os.fstat(fd)
-        with self._lock:
-            frozen = self._files.get((status.st_dev, status.st_ino))
-            if frozen is not None:
-                frozen.users += 1
+        frozen = self._find(os.fstat(fd))
         try:
             yield frozen
         finally:
             self.give_back(frozen)
+
+    def _find(self, status: os.stat_result) -> Frozen | None:
+        """As `take`; None if nobody has it."""
+        with self._lock:
+            frozen = self._files.get((status.st_dev, status.st_ino))
+            if frozen is not None:
+                frozen.users += 1
+        return frozen
 
     # ------------------------------------------------------------------------------ overlays
 
