@@ -7,6 +7,7 @@ removed: files name it by its id for ever. Everything here is constant: any thre
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import struct
 from array import array
@@ -65,6 +66,34 @@ _DESCRIPTION_8 = _DESCRIPTION_6.replace("coder profile 6", "coder profile 8").re
     " follows the table",
 )
 
+_DESCRIPTION_9 = _DESCRIPTION_7.replace("coder profile 7", "coder profile 9").replace(
+    "its data follows the table",
+    "2^18 slots, 2^15 runs of a context, 2^16 places of a match, and in front of them for each"
+    " strand of a chunk 2^15, 2^11, 2^13; its data follows the table",
+)
+
+_DESCRIPTION_10 = _DESCRIPTION_8.replace("coder profile 8", "coder profile 10").replace(
+    "its data follows the table",
+    "in front of its memory, for each strand of a chunk, 2^15 slots, 2^11 runs of a context, 2^13"
+    " places of a match; its data follows the table",
+)
+
+_DESCRIPTION_11 = _DESCRIPTION_7.replace("coder profile 7", "coder profile 11").replace(
+    "its data follows the table",
+    "2^19 slots, 2^16 runs of a context, 2^17 places of a match, and in front of them for each"
+    " strand of a chunk 2^16, 2^11, 2^13; its data follows the table",
+)
+
+_DESCRIPTION_12 = (
+    _DESCRIPTION_8.replace("coder profile 8", "coder profile 12")
+    .replace("of 8192 bytes and more", "of 8192 to 16384 bytes")
+    .replace(
+        "its data follows the table",
+        "in front of its memory, for each strand of a chunk, 2^16 slots, 2^11 runs of a context,"
+        " 2^13 places of a match; its data follows the table",
+    )
+)
+
 # BLAKE3 of the mixers' data that were released, by their numbers.
 _DATA = {
     2: "a7322666168932cc8da669f96ba7b5ba7273c4219910e682e9c615935dfc15a5",
@@ -73,7 +102,7 @@ _DATA = {
     8: "af35609bc1e510e7aecb57882e09c58150fc64214b2bd7e9ae7f843520b7f6b7",
 }
 
-_ALL = 1 << 32  # bytes: more than any primer has
+_ALL = 1 << 32  # bytes: more than any primer or chunk has
 _TABLE_TOP_BITS = 24
 _LOGIT_UNITS_PER_NAT = 64
 
@@ -85,19 +114,23 @@ class CoderProfile:
     table: uint32 (n,): a token's frequency by its logit's distance below the largest
     mixer_data: the mixer's tables and what it starts from; empty: predictions are not mixed
     mixer_sizes: how many slots, runs and places it has, as powers of two
+    lane_sizes: likewise, those that each strand of a chunk has of its own in front of the state
+        that the chunk follows; None: it has a copy of that
     model_tail_bytes: of what a chunk that the model codes follows of its member, the chunks that
         begin in so many last bytes are seen with the model
-    strands, strands_from_bytes: a chunk that the model codes, and that has so many bytes, is coded
-        in so many strands; shorter ones in one
+    strands, strands_from_bytes, strands_to_bytes: a chunk that the model codes, and that has so
+        many bytes, is coded in so many strands; others in one
     """
 
     description: str
     table: memoryview
     mixer_data: bytes = b""
     mixer_sizes: tuple[int, int, int] = (17, 14, 15)
+    lane_sizes: tuple[int, int, int] | None = None
     model_tail_bytes: int = 0
     strands: int = 1
     strands_from_bytes: int = 0
+    strands_to_bytes: int = _ALL
     id: bytes = field(init=False)
     mixer: MixerProfile | None = field(init=False)
 
@@ -105,12 +138,14 @@ class CoderProfile:
         table = struct.pack(f"<{len(self.table)}I", *self.table)
         content = self.description.encode("utf-8") + table + self.mixer_data
         object.__setattr__(self, "id", blake3.blake3(content).digest(length=ID_BYTES))
-        mixer = MixerProfile(self.mixer_data, *self.mixer_sizes) if self.mixer_data else None
+        mixer = None
+        if self.mixer_data:
+            mixer = MixerProfile(self.mixer_data, self.mixer_sizes, self.lane_sizes)
         object.__setattr__(self, "mixer", mixer)
 
     def strands_of(self, size: int) -> int:
         """In so many strands the model codes a chunk of so many bytes."""
-        return self.strands if size >= self.strands_from_bytes else 1
+        return self.strands if self.strands_from_bytes <= size <= self.strands_to_bytes else 1
 
 
 def _exponential_table() -> memoryview:
@@ -177,7 +212,11 @@ def profile_4() -> CoderProfile:
     """Profile 3 with weights that know of the model when a chunk begins behind a primer."""
     before = profile_3()
     return CoderProfile(
-        _DESCRIPTION_4, before.table, before.mixer_data, before.mixer_sizes, 128 << 10
+        _DESCRIPTION_4,
+        before.table,
+        before.mixer_data,
+        before.mixer_sizes,
+        model_tail_bytes=128 << 10,
     )
 
 
@@ -206,11 +245,49 @@ def profile_8() -> CoderProfile:
     return _with_strands(_DESCRIPTION_8, _mixer_data(8), _ALL)
 
 
+@functools.cache
+def profile_9() -> CoderProfile:
+    """Profile 7 with twice the memory, which all chunks share that follow it."""
+    return dataclasses.replace(
+        profile_7(),
+        description=_DESCRIPTION_9,
+        mixer_sizes=(18, 15, 16),
+        lane_sizes=(15, 11, 13),
+    )
+
+
+@functools.cache
+def profile_10() -> CoderProfile:
+    """Profile 8 with memory that all chunks share that follow it."""
+    return dataclasses.replace(profile_8(), description=_DESCRIPTION_10, lane_sizes=(15, 11, 13))
+
+
+@functools.cache
+def profile_11() -> CoderProfile:
+    """Profile 9 with more memory, for primers of half a megabyte."""
+    return dataclasses.replace(
+        profile_9(),
+        description=_DESCRIPTION_11,
+        mixer_sizes=(19, 16, 17),
+        lane_sizes=(16, 11, 13),
+    )
+
+
+@functools.cache
+def profile_12() -> CoderProfile:
+    """Profile 10 with chunks that the model codes as a whole, but for the short ones."""
+    return dataclasses.replace(
+        profile_10(),
+        description=_DESCRIPTION_12,
+        lane_sizes=(16, 11, 13),
+        strands_to_bytes=16 << 10,
+    )
+
+
 def _with_strands(description: str, mixer_data: bytes, model_tail_bytes: int = 0) -> CoderProfile:
-    table = PROFILE_1.table
     return CoderProfile(
         description,
-        table,
+        PROFILE_1.table,
         mixer_data,
         model_tail_bytes=model_tail_bytes,
         strands=4,
@@ -218,27 +295,36 @@ def _with_strands(description: str, mixer_data: bytes, model_tail_bytes: int = 0
     )
 
 
-# By their ids, so that none is read but the one that is wanted.
-_MAKERS: dict[str, Callable[[], CoderProfile]] = {
-    "4dc27f4314ca0a564d4379ad4c97b01e": lambda: PROFILE_1,
-    "e0ce3dbeedb1099104273b491ca3cfdc": profile_2,
-    "e017c81bddc117541fa2f9abd1aa176e": profile_3,
-    "6f169bed8fdf4aff07ff25667b5f621e": profile_4,
-    "a8a1a335bb50880a636659eeac339115": profile_5,
-    "3af33992685b45b268146ae2648da1aa": profile_6,
-    "e311a10bc191db5a0ac574d404b36dcd": profile_7,
-    "845da1312226af8da98221721661537c": profile_8,
+# By their numbers; the ids, so that none is read but the one that is wanted.
+_MAKERS: dict[int, tuple[str, Callable[[], CoderProfile]]] = {
+    1: ("4dc27f4314ca0a564d4379ad4c97b01e", lambda: PROFILE_1),
+    2: ("e0ce3dbeedb1099104273b491ca3cfdc", profile_2),
+    3: ("e017c81bddc117541fa2f9abd1aa176e", profile_3),
+    4: ("6f169bed8fdf4aff07ff25667b5f621e", profile_4),
+    5: ("a8a1a335bb50880a636659eeac339115", profile_5),
+    6: ("3af33992685b45b268146ae2648da1aa", profile_6),
+    7: ("e311a10bc191db5a0ac574d404b36dcd", profile_7),
+    8: ("845da1312226af8da98221721661537c", profile_8),
+    9: ("d79e5b7764efc115fcd434b74b5084d0", profile_9),
+    10: ("4109b466ddbe530c1724c1bd0a00a5d7", profile_10),
+    11: ("5eb9b64a8d9ec6ab2fef9cc029d24520", profile_11),
+    12: ("e736cd3fa035eabe9dd276bc110806f5", profile_12),
 }
+
+
+def profile(number: int) -> CoderProfile:
+    """The profile with this number, which is one of this lmfs. raises: DamagedError"""
+    return _MAKERS[number][1]()
 
 
 def profile_by_id(id: bytes) -> CoderProfile:
     """The profile with this id; VersionError where this lmfs does not know it, DamagedError."""
-    for known, make in _MAKERS.items():
+    for known, make in _MAKERS.values():
         if bytes.fromhex(known) == id:
             return make()
     raise VersionError(
         "the file was coded with a coder profile that this lmfs does not know",
-        expected=" or ".join(_MAKERS),
+        expected=" or ".join(known for known, _ in _MAKERS.values()),
         got=id.hex(),
         do="install a newer lmfs",
     )

@@ -146,7 +146,13 @@ class Planned(WholeChunks):
         limit = coding.primer_bytes
         tail_bytes = self.profile.model_tail_bytes if coding.codec is CodecId.LM else 0
         after = self.state(before, limit, tail_bytes) if limit else None
-        (blob,) = self.codecs[number].encode([chunk], after)
+        codec = self.codecs[number]
+        if sum(map(len, before)) < limit:  # it goes on with the primer's own state
+            if isinstance(codec, MixCodec):
+                return codec.encode_on(chunk, after)
+            assert isinstance(codec, LmCodec)
+            return codec.encode_on(chunk, [after])[0][0]
+        (blob,) = codec.encode([chunk], after)
         return blob
 
     def primer(self) -> list[bytes]:

@@ -8,6 +8,7 @@ the same decisions and compares. Nothing is shared but the numbers below and the
 
 from __future__ import annotations
 
+import copy
 import itertools
 import re
 from collections import defaultdict
@@ -190,7 +191,9 @@ class Mixer:
         self.spellings = spellings
         self.tables = {name: tables[name].tolist() for name in TABLES.names or ()}
         self.state = {name: adaptive[name].tolist() for name in ADAPTIVE.names or ()}
+        self.behind: Mixer | None = None  # what is not found here is looked for there
         self.evictions = 0  # of slots that had been used
+        self.fetched = 0  # slots and runs, from behind
         self.saturations = 0  # of weights
         self.guesses = [0, 0]  # wrong and right
         self.forget()
@@ -203,6 +206,19 @@ class Mixer:
         self.strand = self.strands[0]  # whose turn it is
         self.tokens: defaultdict[int, int] = defaultdict(int)  # by their numbers, of all strands
         self.contradicts = False  # some path led to what had just been denied
+
+    def branch(self, lane: tuple[int, int, int], strands: int = 1) -> Mixer:
+        """What one chunk that follows this is coded with. It does not change this."""
+        other = copy.copy(self)
+        other.state = copy.deepcopy(self.state)
+        other.forget()
+        other.strands = copy.deepcopy(self.strands)
+        (other.strand,) = other.strands
+        other.tokens = self.tokens.copy()
+        more = (strands - 1).bit_length()
+        other.slot_bits, other.run_bits, other.place_bits = (bits + more for bits in lane)
+        other.behind = self
+        return other
 
     @property
     def text(self) -> bytearray:
@@ -338,13 +354,25 @@ class Mixer:
         least = min(near, key=lambda slot: int(self.tables["seen"][slot.history[0]]))
         self.evictions += least.check != 0
         least.check, least.history = check, [0] * 7
+        if self.behind:
+            start = h >> 32 - self.behind.slot_bits
+            for place in (start, start ^ 1, start ^ 2):
+                known = self.behind.slots.get(place)
+                if known and known.check == check:
+                    least.history = known.history.copy()
+                    self.fetched += 1
+                    break
         return least
 
     def run(self, k: int, context: int) -> Run:
         h = hash32(context, 77)
         run = self.runs.setdefault((k, h >> 32 - self.run_bits), Run())
-        if run.check != h & 255:
+        if run.check != h & 255 or not run.history:
             run.check, run.history, run.token = h & 255, 0, 0
+            known = self.behind and self.behind.runs.get((k, h >> 32 - self.behind.run_bits))
+            if known and known.check == h & 255:
+                run.history, run.token = known.history, known.token
+                self.fetched += 1
         return run
 
     # -- arithmetic
@@ -633,12 +661,17 @@ class Mixer:
                     match.length = 0
                     match.misses += 1
                 match.at += 1
-            key = hashed(k, [self.last(i + 1) for i in range(needed)]) >> 32 - self.place_bits
+            h = hashed(k, [self.last(i + 1) for i in range(needed)])
+            key = h >> 32 - self.place_bits
             place = self.places[k].get(key, 0)
             self.places[k][key] = end
             if match.length:
                 continue
             common = self.common(place, end)
+            if common < needed and self.behind:
+                other = self.behind.places[k].get(h >> 32 - self.behind.place_bits, 0)
+                if self.common(other, end) > common:
+                    place, common = other, self.common(other, end)
             if common >= needed or (common and not match.at):
                 match.at, match.length, match.misses = place, common, min(match.misses, 3)
             elif match.misses > 8:

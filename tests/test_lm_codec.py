@@ -21,7 +21,17 @@ from lmfs.engines.native import NativeEngine
 from lmfs.engines.ort import OrtEngine
 from lmfs.errors import DamagedError
 from lmfs.native import TokenDecoder
-from lmfs.profile import CoderProfile, profile_2, profile_4, profile_7, profile_8
+from lmfs.profile import (
+    CoderProfile,
+    profile_2,
+    profile_4,
+    profile_7,
+    profile_8,
+    profile_9,
+    profile_10,
+    profile_11,
+    profile_12,
+)
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +86,25 @@ def test_the_mixers_of_all_lanes_take_a_megabyte_each(tiny, profile, size):
     work = lm._Decoding(codec, engine, b"", size, codec.mixer)
     assert work.most * codec.profile.strands_of(size) <= MAX_LANES
     assert 8 << 20 < work.most * codec.mixer.used_bytes <= MAX_LANES << 20
+
+
+@pytest.mark.parametrize("size", [100, 16 << 10, 64 << 10])
+@pytest.mark.parametrize(
+    ("profile", "most"), [(profile_9, 1.1), (profile_10, 1.1), (profile_11, 1.4), (profile_12, 1.4)]
+)
+def test_a_lane_has_a_megabyte_in_front_of_what_it_follows(tiny, text, profile, most, size):
+    """However much that is, which all of them share."""
+    codec = LmCodec(tiny, profile())
+    engine = SimpleNamespace(lanes=MAX_LANES)
+    after = codec.mixer.copy()
+    after.prime(text * 20, 16 << 10)
+    assert after.used_bytes > 2 << 20
+    strands = codec.profile.strands_of(size)
+    assert lm._Decoding(codec, engine, b"", size, after).most == MAX_LANES // strands
+    branch = after.branch(strands)
+    branch.encode(text[:2000])
+    assert 0.5e6 < branch.used_bytes / strands < most * (1 << 20)
+    assert after.branch().used_bytes < most * (1 << 20)  # a mix chunk's
 
 
 def test_of_large_mixers_some_go_together(tiny):

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,8 +37,9 @@ def native(
     spellings: list[bytes] = ENGLISH,
     data: bytes = DATA,
     sizes: tuple[int, int, int] = reference.SIZES,
+    lane: tuple[int, int, int] | None = None,
 ) -> Mixer:
-    return Mixer(MixerProfile(data, *sizes), Vocabulary(spellings))
+    return Mixer(MixerProfile(data, sizes, lane), Vocabulary(spellings))
 
 
 def with_adaptive(adaptive: NDArray[np.void]) -> bytes:
@@ -219,6 +221,118 @@ def test_any_bytes_decode_as_the_reference_says(blob: bytes, size: int) -> None:
     assert got == reference.Mixer(DATA, ENGLISH).decode(blob, size)
 
 
+# ------------------------------------------------------------------------------------- branches
+
+
+BRANCHED = {
+    "text": Case(ALICE, ENGLISH, primer=ALICE),
+    "logs": Case(log_lines(5), ENGLISH, primer=log_lines(7), piece=100),
+    "behind nothing": Case(ALICE, ENGLISH),
+    "a small one behind": Case(log_lines(6), ENGLISH, primer=log_lines(6), sizes=(9, 4, 2)),
+    "repetitions that miss": Case(altered(noise(30), 6), SINGLE, primer=altered(noise(30), 3)),
+    "a match that goes on": Case(noise(280)[100:], SINGLE, primer=noise(280)[:140]),
+    "unlikely": Case(ALICE[:200], ENGLISH, primer=ALICE, data=unlikely(3)),
+}
+LANES = [(11, 6, 7), (6, 2, 2)]
+
+
+@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("name", BRANCHED)
+def test_a_branch_equals_the_reference(name: str, lane: tuple[int, int, int]) -> None:
+    case = BRANCHED[name]
+    start = native(case.spellings, case.data, case.sizes, lane)
+    start.prime(case.primer, case.piece)
+    behind = reference.Mixer(case.data, case.spellings, case.sizes)
+    behind.prime(case.primer, case.piece)
+    before = start.adaptive()
+    expected = behind.branch(lane)
+    blob = expected.encode(case.chunk)
+    encoding, decoding = start.branch(), start.branch()
+    assert encoding.encode(case.chunk) == blob
+    assert encoding.adaptive() == expected.adaptive()
+    assert decoding.decode(blob, len(case.chunk)) == case.chunk
+    assert decoding.adaptive() == expected.adaptive()
+    assert start.adaptive() == before
+    # Behind it all is as if nobody had followed.
+    assert start.copy().encode(case.chunk) == behind.encode(case.chunk)
+    # And it is worth something: there is much to find, and much that there is no room for.
+    if case.primer and name != "unlikely":
+        assert expected.fetched > 20
+    if lane == LANES[1]:
+        assert expected.evictions > 50
+
+
+def test_a_branch_without_a_size_is_a_copy() -> None:
+    start = native()
+    start.prime(ALICE, 50)
+    assert start.branch().encode(ALICE[9:]) == start.copy().encode(ALICE[9:])
+    assert start.branch(4).used_bytes == start.used_bytes
+
+
+def test_a_branch_needs_little_memory_and_is_nearly_as_good(data: Path) -> None:
+    log = (data / "dpkg.log").read_bytes()
+    start = native(sizes=(17, 14, 15), lane=(13, 9, 10))
+    start.prime(log[:30_000], 1000)
+    branch, whole = start.branch(), start.copy()
+    assert branch.used_bytes < start.used_bytes / 2.5
+    assert start.branch(4).used_bytes > branch.used_bytes + 3 * (8 << 13)
+    chunk = log[30_000:36_000]
+    sizes = [len(mixer.encode(chunk)) for mixer in (branch, whole, native())]
+    assert sizes[0] < 1.1 * sizes[1]
+    assert sizes[0] < 0.8 * sizes[2]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from("cbep"), st.integers(0, 5))))
+def test_nothing_done_to_a_mixer_changes_another(steps: list[tuple[int, str, int]]) -> None:
+    """Copies and branches share memory until one of them changes it: nobody may see that."""
+    lane = (6, 3, 3)
+    pieces = [ALICE[i * 40 : i * 40 + 60] for i in range(3)] + [log_lines(1), b"", noise(30)]
+    start = native(sizes=(9, 4, 5), lane=lane)
+    mixers, histories = [start], [""]  # a history is what to do to a new mixer to have the same
+
+    def replayed(history: str) -> Mixer:
+        mixer = native(sizes=(9, 4, 5), lane=lane)
+        for step in history:
+            if step == "b":
+                mixer = mixer.branch()
+            else:
+                mixer.encode(pieces[int(step)])
+        return mixer
+
+    for number, what, piece in steps:
+        which = number % len(mixers)
+        if what in "cb":
+            if what == "b" and "b" in histories[which]:
+                with pytest.raises(ValueError, match="branch"):
+                    mixers[which].branch()
+                continue
+            mixers.append(mixers[which].branch() if what == "b" else mixers[which].copy())
+            histories.append(histories[which] + ("b" if what == "b" else ""))
+        else:
+            mixers[which].encode(pieces[piece])
+            histories[which] += str(piece)
+    for mixer, history in zip(mixers, histories, strict=True):
+        assert mixer.encode(ALICE[:90]) == replayed(history).encode(ALICE[:90])
+
+
+def test_threads_that_share_what_is_behind() -> None:
+    start = native(sizes=(12, 6, 7), lane=(8, 4, 4))
+    start.prime(log_lines(20), 100)
+    chunk = log_lines(30)[700:]
+    branched, on = start.branch().encode(chunk), start.copy().encode(chunk)
+
+    def one(number: int) -> bytes:
+        if number % 3 == 0:
+            return start.copy().encode(chunk)
+        branch = start.branch()
+        return branch.copy().encode(chunk) if number % 3 == 1 else branch.encode(chunk)
+
+    with ThreadPool(4) as pool:
+        found = pool.map(one, range(60))
+    assert found == [on if number % 3 == 0 else branched for number in range(60)]
+
+
 # --------------------------------------------------------------------------------- with a model
 
 
@@ -285,6 +399,7 @@ class Stranded:
     primer: bytes = b""
     scale: float = 200.0
     data: bytes = DATA
+    lane: tuple[int, int, int] | None = None
 
 
 STRANDED = {
@@ -299,15 +414,22 @@ STRANDED = {
     "one token more": Stranded(b"\x00\x01\x02\x03\x04", 4),
     "one strand": Stranded(ALICE[:80], 1, ALICE[80:160]),
     "unlikely": Stranded(ALICE[:200], 4, data=extreme(9)),
+    "a branch": Stranded(ALICE + log_lines(3), 4, ALICE[30:150], lane=(6, 3, 3)),
+    "a branch of three": Stranded(noise(70) * 4, 3, noise(9) + noise(70), lane=(8, 4, 2)),
+    "a branch of nothing": Stranded(ALICE[:90] * 4, 4, lane=(6, 3, 3)),
 }
 
 
 @pytest.mark.parametrize("name", STRANDED)
 def test_strands_equal_the_reference(name: str) -> None:
     case = STRANDED[name]
-    start, expected = native(ENGLISH, case.data), reference.Mixer(case.data, ENGLISH)
+    start = native(ENGLISH, case.data, lane=case.lane)
+    expected = reference.Mixer(case.data, ENGLISH)
     start.prime(case.primer, 50)
     expected.prime(case.primer, 50)
+    if case.lane:
+        start = start.branch(case.strands)
+        expected = expected.branch(case.lane, case.strands)
     vocabulary = Vocabulary(ENGLISH)
     tokens = in_turns(list(vocabulary.tokenize(case.chunk)), case.strands)
     rows = logits(4, len(tokens), len(ENGLISH), case.scale)
@@ -582,7 +704,7 @@ def test_only_the_greedy_tokens_are_a_chunks() -> None:
 @pytest.mark.parametrize("length", [0, 1, MixerProfile.BYTES - 1, MixerProfile.BYTES + 1])
 def test_a_profile_of_another_length(length: int) -> None:
     with pytest.raises(ValueError, match=f"expected {MixerProfile.BYTES} bytes, got {length}"):
-        MixerProfile(bytes(length), *reference.SIZES)
+        MixerProfile(bytes(length), reference.SIZES)
 
 
 @pytest.mark.parametrize(
@@ -602,13 +724,28 @@ def test_a_profile_that_would_lead_astray(
     tables, adaptive = reference.split(DATA)
     (tables if name in (reference.TABLES.names or ()) else adaptive)[name][place] = value
     with pytest.raises(ValueError, match=message):
-        MixerProfile(tables.tobytes() + adaptive.tobytes(), *reference.SIZES)
+        MixerProfile(tables.tobytes() + adaptive.tobytes(), reference.SIZES)
 
 
 @pytest.mark.parametrize("sizes", [(1, 14, 15), (17, 25, 15), (17, 14, -1), (32, 14, 15)])
 def test_sizes_that_would_lead_astray(sizes: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="sizes"):
-        MixerProfile(DATA, *sizes)
+        MixerProfile(DATA, sizes)
+    with pytest.raises(ValueError, match="sizes"):
+        MixerProfile(DATA, reference.SIZES, sizes)
+
+
+def test_a_branch_is_of_a_state_between_chunks() -> None:
+    start = native(lane=(6, 3, 3))
+    start.prime(ALICE, 50)
+    with pytest.raises(ValueError, match="branch"):
+        start.branch().branch()
+    with pytest.raises(ValueError, match="strands"):
+        start.branch(0)
+    encoder = TokenEncoder(Vocabulary(ENGLISH), TABLE, start, 3, 100)
+    assert encoder.mixer is not None
+    with pytest.raises(ValueError, match="branch"):
+        encoder.mixer.branch()
 
 
 def test_the_reference_has_the_native_layout() -> None:
@@ -621,9 +758,9 @@ def test_the_reference_has_the_native_layout() -> None:
 def test_wrong_arguments() -> None:
     mixer, vocabulary = native(), Vocabulary(ENGLISH)
     wrong: list[Callable[[], object]] = [
-        lambda: MixerProfile("x", *reference.SIZES),  # type: ignore[arg-type]
+        lambda: MixerProfile("x", reference.SIZES),  # type: ignore[arg-type]
         lambda: Mixer(None, vocabulary),  # type: ignore[arg-type]
-        lambda: Mixer(MixerProfile(DATA, *reference.SIZES), None),  # type: ignore[arg-type]
+        lambda: Mixer(MixerProfile(DATA, reference.SIZES), None),  # type: ignore[arg-type]
         lambda: mixer.encode("x"),  # type: ignore[arg-type]
         lambda: mixer.decode(b"", -1),
         lambda: mixer.decode(bytearray(), 1),  # type: ignore[arg-type]

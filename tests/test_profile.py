@@ -26,6 +26,10 @@ from lmfs.profile import (
     profile_6,
     profile_7,
     profile_8,
+    profile_9,
+    profile_10,
+    profile_11,
+    profile_12,
     profile_by_id,
 )
 
@@ -38,6 +42,10 @@ PROFILE_5_ID = "a8a1a335bb50880a636659eeac339115"
 PROFILE_6_ID = "3af33992685b45b268146ae2648da1aa"
 PROFILE_7_ID = "e311a10bc191db5a0ac574d404b36dcd"
 PROFILE_8_ID = "845da1312226af8da98221721661537c"
+PROFILE_9_ID = "d79e5b7764efc115fcd434b74b5084d0"
+PROFILE_10_ID = "4109b466ddbe530c1724c1bd0a00a5d7"
+PROFILE_11_ID = "5eb9b64a8d9ec6ab2fef9cc029d24520"
+PROFILE_12_ID = "e736cd3fa035eabe9dd276bc110806f5"
 
 
 def test_the_table_is_the_rounded_exponential() -> None:
@@ -140,6 +148,33 @@ def test_profile_8_is_profile_6_with_primers_seen_with_the_model() -> None:
     assert all(getattr(profile, name) == getattr(before, name) for name in same)
     assert profile.model_tail_bytes > MAX_PRIMER_BYTES
     assert "chunks of its member that it follows are seen with the model" in profile.description
+
+
+@pytest.mark.parametrize(
+    ("make", "id", "before"),
+    [
+        (profile_9, PROFILE_9_ID, profile_7),
+        (profile_10, PROFILE_10_ID, profile_8),
+        (profile_11, PROFILE_11_ID, profile_9),
+        (profile_12, PROFILE_12_ID, profile_10),
+    ],
+)
+def test_profiles_whose_chunks_share_what_they_follow(make, id, before) -> None:
+    profile, before = make(), before()
+    assert profile.id.hex() == id
+    assert profile_by_id(profile.id) is profile
+    assert (profile.table, profile.mixer_data) == (before.table, before.mixer_data)
+    assert profile.model_tail_bytes == before.model_tail_bytes
+    assert profile.lane_sizes is not None
+    (line,) = re.findall("^mixer: .*$", profile.description, re.M)
+    said = [int(bits) for bits in re.findall(r"2\^(\d+)", line)]
+    default = profile.mixer_sizes == CoderProfile.mixer_sizes
+    assert said == [*(() if default else profile.mixer_sizes), *profile.lane_sizes]
+    long = 1 if make is profile_12 else 4
+    sizes = (8191, 8192, 16384, 16385, 1 << 24)
+    assert [profile.strands_of(size) for size in sizes] == [1, 4, 4, long, long]
+    if make is profile_12:
+        assert "8192 to 16384 bytes has 4 strands" in profile.description
 
 
 @pytest.mark.parametrize("damage", ["a bit of the data", "the frame", "all of it"])

@@ -37,7 +37,7 @@ def test_a_mixer_that_learned_with_the_model_is_what_it_was_without(tiny, data):
     assert np.array_equal(learned["by_level"][:, :, 0], before["by_level"][:, :, 0])
     assert not np.array_equal(learned["by_node"], before["by_node"])
     stored = mixer.tables().tobytes() + mixer.rested(learned, 12).tobytes()
-    MixerProfile(stored, *CoderProfile.mixer_sizes)  # accepted
+    MixerProfile(stored, CoderProfile.mixer_sizes)  # accepted
 
 
 def vocabulary(size: int) -> bytes:

@@ -230,7 +230,7 @@ def learn(
 
     The mean of what there is behind each run of the last two thirds.
     """
-    profile = MixerProfile(data, *CoderProfile.mixer_sizes)
+    profile = MixerProfile(data, CoderProfile.mixer_sizes)
     vocabulary = package.tokenizer().vocabulary
     mixer = Mixer(profile, vocabulary)
     mean, bits, total = Mean(), 0.0, 0.0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,7 +16,7 @@ from lmfs.codecs.levels import DEFAULT_LEVEL, LEVELS
 from lmfs.codecs.primer import Primer
 from lmfs.codecs.threads import in_parallel
 from lmfs.codecs.zstd import ZstdCodec
-from lmfs.container import MAX_PRIMER_LENGTHS, CodecId, Coding
+from lmfs.container import CodecId, Coding
 
 if TYPE_CHECKING:
     from lmfs.codecs.lm import LmCodec
@@ -34,16 +33,19 @@ MIN_MODEL_CHUNKS, MIN_MODEL_SHARE = 8, 0.25
 # The second half of a text's beginning shows what it is: prose, if the model makes that smaller by
 # so much, which has a short primer, else a log.
 LEAD_BYTES, MIN_MODEL_LEAD = 64 << 10, 0.05
-# A primer of which the mixer leaves so much takes long to read.
-DENSE_SHARE = 0.15
+# What is in a primer that the mixer codes: its tokens, and for each coded byte so many more. So
+# much takes a quarter of a second to decode, on one core of a server of 2021.
+COST_OF_CODED_BYTE, MAX_PRIMER_COST = 9, 256_000
 # Of so many chunks, one shows whether any of them is to follow the primer.
 SAMPLE_EVERY = 8
+# A chunk of the primer goes on with what is before it if that makes it longer by this at most: who
+# reads what follows then has to decode it only.
+MAX_LEADING = 1.005
 # Of text, at most this share is neither printable ASCII nor valid UTF-8 (old 8-bit texts pass).
 MAX_STRANGE = 0.10
 
-# In `codings`: the last is the first of those that follow a part of the primer, and behind these
-# comes the one that follows the shared primer alone.
-_RAW, _ZSTD, _MIX, _LM, _LM_PRIMED, _LM_STEPS = range(6)
+# In `codings`; the last one follows the shared primer alone.
+_RAW, _ZSTD, _MIX, _LM, _LM_PRIMED, _LM_SHARED = range(6)
 
 _TEXT = bytes([9, 10, 12, 13, 27, *range(32, 127), *range(128, 256)])
 
@@ -100,14 +102,12 @@ class Chooser:
         self._shared = shared
         self._prose = self._log = _Coders()  # the log's: also of what follows a shared primer
         if model is not None and self._level.mixer:
-            from lmfs.profile import profile_4, profile_7, profile_8
+            from lmfs import profile
 
-            if self._level.large:
-                self._prose = self._log = self._coders(model, profile_4())
-            else:
-                self._prose = self._log = self._coders(model, profile_7())
-                if self._level.model:
-                    self._prose = self._coders(model, profile_8())
+            made = [profile.profile(number) for number in self._level.profiles]
+            self._prose = self._log = self._coders(model, made[0])
+            if self._level.model:
+                self._prose = self._coders(model, made[1])
 
     def _coders(self, model: ModelPackage, profile: CoderProfile) -> _Coders:
         from lmfs.codecs.mix import MixCodec
@@ -128,21 +128,9 @@ class Chooser:
             if primer.coders.lm is not None:
                 codings.append(Coding(CodecId.LM, *ids))
                 codings.append(Coding(CodecId.LM, *ids, *follows))
-                codings += [
-                    Coding(CodecId.LM, *ids, step, follows[1]) for step in self._steps(primer)
-                ]
                 if self._shared:
                     codings.append(Coding(CodecId.LM, *ids, 0, self._shared[0]))
         return codings
-
-    def _steps(self, primer: Primer) -> list[int]:
-        """The lengths of the parts of the primer that are followed as well, ascending."""
-        step = self._level.first_step_bytes
-        steps: list[int] = []
-        while step is not None and step < primer.limit and len(steps) < MAX_PRIMER_LENGTHS - 1:
-            steps.append(step)
-            step *= 2
-        return steps
 
     @property
     def primer_bytes(self) -> int:
@@ -236,16 +224,15 @@ class Chooser:
             head = self._shorten(chunks, primer)
         elif head:
             tried = self._as_log(chunks[:head], primer, tried)
-            seen = sum(map(len, chunks[head // 2 : head]))
-            dense = self._level.dense_primer_bytes
-            if dense is not None and without > DENSE_SHARE * seen:
-                primer.shorten(max(primer.end, min(primer.limit, dense)))
+            most = self._most_primer_bytes(chunks[head // 2 : head], without, primer)
+            most -= most % max(map(len, chunks))
+            primer.shorten(max(primer.end, min(primer.limit, most)))
         tried = tried[:head] + self._try(chunks[head:], primer)
         best = [each.best for each in tried]
         if any(number == _LM_PRIMED for number, _ in best):
             for i, (number, blob) in enumerate(best):
                 leading = tried[i].leading
-                if leading and number == _LM and len(leading) <= len(blob):
+                if leading and number == _LM and len(leading) <= MAX_LEADING * len(blob):
                     best[i] = _LM_PRIMED, leading
         predicted = sum(number >= _MIX for number, _ in best)
         if self._level.model_gain and predicted >= MIN_MODEL_CHUNKS:
@@ -257,12 +244,21 @@ class Chooser:
     def _head(self, chunks: Sequence[bytes], primer: MemberPrimer) -> int:
         """How many chunks show whether the primer is to be short."""
         limit = LEAD_BYTES if primer.coders.lm is None else self._level.model_primer_bytes
-        if self._level.dense_primer_bytes is None or limit is None or limit >= primer.limit:
+        if limit is None or limit >= primer.limit:
             return 0
         if primer.end or not chunks:
             return 0
         ends = itertools.accumulate(map(len, chunks))
         return max(1, sum(end <= LEAD_BYTES for end in ends))
+
+    @staticmethod
+    def _most_primer_bytes(chunks: Sequence[bytes], coded: int, primer: MemberPrimer) -> int:
+        """How long the primer may be of a member that has these chunks, coded in so many bytes."""
+        assert primer.coders.mix is not None
+        vocabulary = primer.coders.mix.vocabulary
+        tokens = sum(len(vocabulary.tokenize(chunk)) for chunk in chunks)
+        cost = tokens + COST_OF_CODED_BYTE * coded
+        return MAX_PRIMER_COST * sum(map(len, chunks)) // cost
 
     def _shorten(self, chunks: Sequence[bytes], primer: Primer) -> int:
         """Make the primer one that the model codes; how many of these chunks are in it."""
@@ -327,16 +323,11 @@ class Chooser:
         for i in led:
             blob, leading[i] = self._lead(lm, chunks[i], starts[i], primer)
             offer_model(i, _LM, blob)
-        # Within the primer a chunk that the model codes follows a part of it at most: whoever
+        # Within the primer a chunk that the model codes otherwise follows nothing of it: whoever
         # reads what is behind would wait for one chunk after the other.
-        steps = self._steps(primer)
-        places = {i: bisect_right(steps, starts[i]) for i in inside if i not in led}
+        others = [i for i in inside if i not in led]
         alone = [self._shared[1]] if self._shared else []
-        trials = [([i for i in places if not places[i]], _LM_STEPS + len(steps), alone)]
-        for k, step in enumerate(steps):
-            inside = [i for i in places if places[i] == k + 1]
-            behind = [lm.behind(primer, step)] if inside else []
-            trials.append((inside, _LM_STEPS + k, behind))
+        trials = [(others, _LM_SHARED, alone)]
         behind_all = [i for i in worth if i in primed]
         behind = [lm.behind(primer, primer.limit)] if behind_all else []
         trials.append((behind_all, _LM_PRIMED, behind))
@@ -363,12 +354,11 @@ class Chooser:
 
     @staticmethod
     def _lead(lm: LmCodec, chunk: bytes, start: int, primer: Primer) -> tuple[bytes, bytes]:
-        """The model's blobs of the primer's chunk that begins there: following nothing, then what
-        is before it. The primer then knows the state behind it."""
-        behind = [lm.behind(primer, start)] if start else []
-        blobs, led = lm.encode_on(chunk, [None, *behind])
+        """The model's blobs of the primer's chunk that begins there: following nothing, then going
+        on with what is before it. The primer then knows the state behind it."""
+        (alone, leading), led = lm.encode_on(chunk, [None, lm.behind(primer, start)])
         primer.led(start + len(chunk), led)
-        return blobs[0], blobs[-1]
+        return alone, leading
 
     def _code(
         self, lm: LmCodec, chunks: Sequence[bytes], afters: Sequence[Mixer], *, whole: bool
@@ -429,8 +419,8 @@ def _mix_all(
         if i not in texts:
             primer.feed(chunk)
             continue
-        blob, mixer = mix.encode_on(chunk, primer.mixer(primer.end))
-        offer(i, _MIX, blob)
+        mixer = primer.take(len(chunk))
+        offer(i, _MIX, mix.encode_on(chunk, mixer))
         primer.feed(chunk, mixer)
     after = primer.mixer(primer.limit) if primed else None
     mixed = mix.encode([chunks[i] for i in primed], after)

@@ -64,7 +64,8 @@ class LmCodec:
         return primer.led_mixer(upto, tail_bytes, self.lead)
 
     def encode_on(self, chunk: bytes, afters: Sequence[Mixer | None]) -> tuple[list[bytes], Mixer]:
-        """A chunk's blobs, as of `encode_after`, and the last one's state behind the chunk."""
+        """A chunk's blobs, as of `encode_after`, but that the last one goes on with its state, and
+        the state behind that one."""
         lane = _Encoding(self, chunk, afters, keep_mixer=True)
         queue().run([lane])
         assert lane.mixer is not None
@@ -141,7 +142,7 @@ class _Encoding(Work):
         *,
         keep_mixer: bool = False,
     ) -> None:
-        """keep_mixer: `mixer` is then the last one, behind the chunk"""
+        """keep_mixer: `mixer` is then the last one, which goes on with its state"""
         self._codec, self._chunk, self._afters = codec, chunk, afters
         self._keep_mixer = keep_mixer
         self.mixer: Mixer | None = None
@@ -159,10 +160,10 @@ class _Encoding(Work):
         )
         self._engine = engine_for(codec.package)
         self._state = self._engine.start(strands, sequence=True)
-        self._encoders = [
-            TokenEncoder(vocabulary, table, after or codec.mixer, strands, size)
-            for after in self._afters
-        ]
+        mixers = [after or codec.mixer for after in self._afters]
+        branches = len(mixers) - self._keep_mixer
+        mixers[:branches] = [mixer and mixer.branch(strands) for mixer in mixers[:branches]]
+        self._encoders = [TokenEncoder(vocabulary, table, mixer, strands, size) for mixer in mixers]
 
     def advance(self, together: Sequence[Any], alone: bool) -> None:
         if not self._encoders:
@@ -218,13 +219,14 @@ class _Decoding(Work):
         *,
         keep_mixer: bool = False,
     ) -> None:
-        """keep_mixer: `mixer` is then that behind the chunk, if an encoder came there as well"""
+        """keep_mixer: the chunk goes on with its state; `mixer` is then that behind the chunk, if
+        an encoder came there as well"""
         self._keep_mixer = keep_mixer
         self.mixer: Mixer | None = None
         self.group = self._engine = engine
         self._strands = codec.profile.strands_of(size)
         self.most = max(1, engine.lanes // self._strands)
-        if start is not None:
+        if start is not None and codec.profile.lane_sizes is None:
             self.most = min(self.most, max(LEAST_CHUNKS, STATES_BYTES // start.used_bytes))
         self._codec, self._blob, self._size, self._start = codec, blob, size, start
         self._decoder: TokenDecoder | None = None
@@ -233,9 +235,12 @@ class _Decoding(Work):
 
     def _begin(self) -> None:
         if self._decoder is None:
+            mixer = self._start
+            if mixer is not None and not self._keep_mixer:
+                mixer = mixer.branch(self._strands)
             self._decoder = TokenDecoder(
                 self._codec.tokenizer.vocabulary, self._codec.profile.table, [self._blob],
-                [self._size], None if self._start is None else [self._start], self._strands,
+                [self._size], None if mixer is None else [mixer], self._strands,
             )  # fmt: skip
             self._state = self._engine.start(self._strands)
 

@@ -18,10 +18,10 @@ from lmfs.profile import CoderProfile
 
 
 class _Lane(Work):
-    """One chunk behind a state; copies it with its first slice if others use it as well."""
+    """One chunk behind a state, or one that goes on with it."""
 
-    def __init__(self, mixer: Mixer, *, own: bool = False) -> None:
-        self._mixer, self._own = mixer, own
+    def __init__(self, mixer: Mixer, *, goes_on: bool = False) -> None:
+        self._mixer, self._goes_on = mixer, goes_on
         self._coder: MixEncoder | MixDecoder | None = None
 
     def _start(self, mixer: Mixer) -> MixEncoder | MixDecoder:
@@ -29,10 +29,10 @@ class _Lane(Work):
 
     def advance(self, together: Sequence[Any], alone: bool) -> None:
         if self._coder is None:
-            self._coder = self._start(self._mixer if self._own else self._mixer.copy())
+            self._coder = self._start(self._mixer if self._goes_on else self._mixer.branch())
         if not self._coder.go_on(SLICE_TOKENS):
             self.result = self._end(self._coder)
-            self._coder = None  # and with it the copy
+            self._coder = None  # and with it the branch
             self.done = True
 
     def _end(self, coder: Any) -> bytes | None:
@@ -40,8 +40,8 @@ class _Lane(Work):
 
 
 class _Encoding(_Lane):
-    def __init__(self, mixer: Mixer, chunk: bytes, *, own: bool = False) -> None:
-        super().__init__(mixer, own=own)
+    def __init__(self, mixer: Mixer, chunk: bytes, *, goes_on: bool = False) -> None:
+        super().__init__(mixer, goes_on=goes_on)
         self._chunk = chunk
 
     def _start(self, mixer: Mixer) -> MixEncoder:
@@ -52,8 +52,8 @@ class _Encoding(_Lane):
 
 
 class _Decoding(_Lane):
-    def __init__(self, mixer: Mixer, blob: bytes, size: int, *, own: bool = False) -> None:
-        super().__init__(mixer, own=own)
+    def __init__(self, mixer: Mixer, blob: bytes, size: int, *, goes_on: bool = False) -> None:
+        super().__init__(mixer, goes_on=goes_on)
         self._blob, self._size = blob, size
 
     def _start(self, mixer: Mixer) -> MixDecoder:
@@ -69,7 +69,8 @@ class MixCodec:
     def __init__(self, package: ModelPackage, profile: CoderProfile) -> None:
         if profile.mixer is None:
             raise ValueError("a coder profile without a mixer")
-        self._start = Mixer(profile.mixer, package.tokenizer().vocabulary)
+        self.vocabulary = package.tokenizer().vocabulary
+        self._start = Mixer(profile.mixer, self.vocabulary)
 
     def start(self) -> Mixer:
         """A mixer that has seen nothing."""
@@ -94,17 +95,18 @@ class MixCodec:
         queue().run(lanes)
         return [_whole(lane.result) for lane in lanes]
 
-    def encode_on(self, chunk: bytes, after: Mixer) -> tuple[bytes, Mixer]:
-        """A chunk's blob, and the state behind it."""
-        mixer = after.copy()
-        lane = _Encoding(mixer, chunk, own=True)
+    def encode_on(self, chunk: bytes, mixer: Mixer) -> bytes:
+        """The blob of a chunk that goes on with this state, which becomes the one behind it."""
+        lane = _Encoding(mixer, chunk, goes_on=True)
         queue().run([lane])
-        return lane.result or b"", mixer
+        return lane.result or b""
 
-    def decode_on(self, after: Mixer, blob: bytes, size: int) -> tuple[bytes, Mixer]:
-        """The chunk, and the state behind it. raises: DamagedError"""
-        mixer = after.copy()
-        lane = _Decoding(mixer, blob, size, own=True)
+    def decode_on(self, mixer: Mixer, blob: bytes, size: int) -> tuple[bytes, Mixer]:
+        """The chunk that goes on with this state, and that state, which is now behind it.
+
+        raises: DamagedError; the state is then spoilt
+        """
+        lane = _Decoding(mixer, blob, size, goes_on=True)
         queue().run([lane])
         return _whole(lane.result), mixer
 

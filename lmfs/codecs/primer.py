@@ -158,6 +158,17 @@ class Primer:
                 self._keep(end, mixer)
             return mixer
 
+    def take(self, size: int) -> Mixer:
+        """The state behind all that is known, to become the one behind the next chunk.
+
+        size: of that chunk, which is to be fed with the state behind it
+        """
+        mixer = self.mixer(self.end, once=True).copy()
+        with self._lock:
+            if self.end + size <= self.limit and self.end not in self._kept:
+                self._states.pop(self.end, None)  # so that no copy need be made
+        return mixer
+
     def led_mixer(
         self, upto: int, tail_bytes: int, lead: Callable[[Mixer, Sequence[bytes]], Mixer]
     ) -> Mixer:

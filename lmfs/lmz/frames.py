@@ -96,7 +96,7 @@ class FrameDecoder:
 
     def _leads_on(self, frame: Frame, primer: Primer) -> bool:
         """Whether the mixer behind this chunk is the primer's."""
-        if not frame.coding.primer_bytes or frame.follows != frame.start:
+        if frame.start >= frame.coding.primer_bytes:
             return False
         if not primer.wants(frame.start):
             return False
@@ -108,19 +108,15 @@ class FrameDecoder:
     def _decode_next(self, frame: Frame, primer: Primer) -> bytes | DamagedError:
         """A chunk of the primer that follows those before it, and leads the mixer on."""
         codec = cast("LmCodec | MixCodec", self._codec(frame.coding))
-        after = codec.behind(primer, frame.start)
-        decoded: bytes | DamagedError
-        state: Mixer | None = None
-        try:
-            decoded, state = codec.decode_on(after, frame.blob, frame.size)
-        except DamagedError as damage:
-            decoded = damage
+        is_mix = frame.coding.codec is CodecId.MIX
+        after = primer.take(frame.size) if is_mix else codec.behind(primer, frame.start)
+        decoded, state = _decode_on(codec, after, frame)
         chunk = self._checked(frame, decoded)
         if isinstance(chunk, bytes):
-            if frame.coding.codec is CodecId.LM:
-                primer.feed(chunk, led=state)
-            else:
+            if is_mix:
                 primer.feed(chunk, state)
+            else:
+                primer.feed(chunk, led=state)
         else:
             primer.lost(frame.start, frame.size)
         return chunk
@@ -138,7 +134,13 @@ class FrameDecoder:
                 for i in lanes:
                     chunks[i] = damage
                 continue
-            self._decode_lanes(self._codec(coding), frames, lanes, chunks, after)
+            if follows < coding.primer_bytes:
+                assert after is not None
+                for i in lanes:
+                    codec = cast("LmCodec | MixCodec", self._codec(coding))
+                    chunks[i], _ = _decode_on(codec, after.copy(), frames[i])
+            else:
+                self._decode_lanes(self._codec(coding), frames, lanes, chunks, after)
         return chunks
 
     def _state(self, coding: Coding, follows: int, primer: Primer) -> Mixer | None:
@@ -209,3 +211,16 @@ class FrameDecoder:
             got=reason,
             do="`lmfs recover` saves the other chunks",
         )
+
+
+def _decode_on(
+    codec: LmCodec | MixCodec, after: Mixer, frame: Frame
+) -> tuple[bytes | DamagedError, Mixer | None]:
+    """A chunk of the primer, which goes on with the state that it follows, and what is behind it.
+
+    after: may be that, then
+    """
+    try:
+        return codec.decode_on(after, frame.blob, frame.size)
+    except DamagedError as damage:
+        return damage, None

@@ -32,26 +32,41 @@ class MixerProfile:
     """The constant part of a mixer: tables, and what its weights and maps start from.
 
     data: BYTES bytes, laid out as FORMAT.md ("Mixer") says
-    slots, runs, places: powers of two: of all contexts, of each run and of each match; 2 to 24
+    sizes: of what a state remembers: slots of all contexts, runs of a context, places of a match,
+        as powers of two from 2 to 24
+    lane: likewise, what each strand of a chunk has of its own in front of the state that it
+        follows; None: a chunk has a copy of that
     raises: ValueError for another length or size
     """
 
     BYTES: int
 
-    def __init__(self, data: bytes, slots: int, runs: int, places: int) -> None: ...
+    def __init__(
+        self,
+        data: bytes,
+        sizes: tuple[int, int, int],
+        lane: tuple[int, int, int] | None = None,
+    ) -> None: ...
 
 class Mixer:
     """Predicts tokens from those before them, and learns while coding: one chunk's state.
 
-    Copies share nothing. Threads may use one, one after the other.
+    Nothing that is done to a copy changes another. Threads may use one, one after the other.
 
-    used_bytes: of memory, about; the profile's sizes say most of it
+    used_bytes: of memory, about, without what a branch shares; the profile's sizes say most of it
     """
 
     used_bytes: int
 
     def __init__(self, profile: MixerProfile, vocabulary: Vocabulary) -> None: ...
     def copy(self) -> Mixer: ...
+    def branch(self, strands: int = 1) -> Mixer:
+        """What one chunk of so many strands that follows this is coded with.
+
+        It shares what this remembers, and has small tables of its own in front of that, if the
+        profile says so; else it is a copy. ValueError for a branch of a branch.
+        """
+
     def forget(self) -> None:
         """Forget all text, keep what was learned of weights and maps. For training only."""
 

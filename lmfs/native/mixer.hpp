@@ -28,6 +28,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -44,6 +45,7 @@
 #endif
 
 #include "frequencies.hpp"
+#include "mixer_memory.hpp"
 #include "mixer_profile.hpp"
 #include "mixer_text.hpp"
 #include "range_coder.hpp"
@@ -57,17 +59,25 @@ public:
     Mixer(std::shared_ptr<const MixerProfile> profile, std::shared_ptr<const Vocabulary> vocabulary)
         : profile_(std::move(profile)),
           vocabulary_(std::move(vocabulary)),
-          adaptive_(profile_->initial) {
-        forget();
+          adaptive_(profile_->initial),
+          memory_(std::make_shared<Memory>(profile_->sizes)) {}
+
+    // For one chunk of so many strands that follows this: with small tables of its own in front of
+    // what is remembered here, if the profile has such; else a copy.
+    Mixer branch(std::size_t strands) const {
+        Mixer other(*this);
+        if (!profile_->lane) return other;
+        if (strands_.size() != 1 || is_branch_)
+            throw std::invalid_argument("mixer: a branch of what is one chunk's");
+        other.memory_ = std::make_shared<Memory>(profile_->lane_sizes(strands),
+                                                 memory_->is_empty() ? nullptr : memory_);
+        other.is_branch_ = true;
+        return other;
     }
 
     // Back to an empty history, keeping what was learned of weights and maps.
     void forget() {
-        const mixing::Sizes& sizes = profile_->sizes;
-        slots_.assign(std::size_t{1} << sizes.slots, Slot{});
-        runs_.assign(std::size_t{mixing::kRuns} << sizes.runs, Run{});
-        for (auto& places : places_) places.assign(std::size_t{1} << sizes.places, 0);
-        tokens_.assign(kBefore, 0);
+        memory_ = std::make_shared<Memory>(profile_->sizes);
         strands_.assign(1, Strand{});
         turn_ = 0;
         contradicts_ = false;
@@ -80,20 +90,21 @@ public:
         if (strands_.size() != 1 || strands == 0) throw std::invalid_argument("mixer: strands");
         if (strands == 1) return;
         strands_.assign(strands, strands_.front());
-        const std::size_t room = tokens / strands + 1 + kBefore;
-        const std::size_t begin = tokens_.size();
-        tokens_.resize(begin + strands * room, 0);
+        const std::size_t room = tokens / strands + 1 + mixing::kBefore;
+        Memory& memory = own();
+        const std::size_t begin = memory.end();
+        memory.end_at(begin + strands * room);
         for (std::size_t k = 1; k < strands; ++k) {
             strands_[k].end = begin + k * room;
-            std::copy_n(tokens_.begin() + static_cast<std::ptrdiff_t>(begin - kBefore), kBefore,
-                        tokens_.begin() + static_cast<std::ptrdiff_t>(strands_[k].end - kBefore));
+            for (std::size_t i = 1; i <= mixing::kBefore; ++i)
+                memory.put(strands_[k].end - i, memory.before(begin)[-static_cast<std::ptrdiff_t>(i)]);
         }
     }
 
     // One text again, which goes on behind the last strand.
     void join() {
         strands_.assign(1, Strand(strands_.back()));
-        tokens_.resize(strands_.front().end);
+        own().end_at(strands_.front().end);
         turn_ = 0;
     }
 
@@ -125,10 +136,10 @@ public:
     void foresee(std::size_t ahead = 0) {
         Strand& strand = strands_[(turn_ + ahead) % strands_.size()];
         if (!strand.hashed) hash_contexts(strand);
-        for (std::size_t k = 0; k < mixing::kRuns; ++k) prefetch(run_at(k, run_hash(strand, k)));
+        for (std::size_t k = 0; k < mixing::kRuns; ++k) memory_->foresee_run(k, run_hash(strand, k));
         const std::uint32_t place = place_of(1);
         for (std::size_t i = 0; i < mixing::kPlainContexts; ++i)
-            prefetch(slot_at(hash(strand.contexts[i], place)));
+            memory_->foresee_slot(hash(strand.contexts[i], place));
     }
 
     // Whether some path led to the token that was just denied: no encoder says so. A decoder takes it
@@ -136,37 +147,30 @@ public:
     bool contradicts() const { return contradicts_; }
 
     const mixing::Adaptive& adaptive() const { return adaptive_; }
-    // Of memory, about.
+    // Of memory, about; without what is shared with others.
     std::size_t used_bytes() const {
-        std::size_t bytes = sizeof *this + slots_.size() * sizeof(Slot) + runs_.size() * sizeof(Run);
-        for (const auto& places : places_) bytes += places.size() * sizeof places[0];
+        std::size_t bytes = sizeof *this + memory_->used_bytes();
         for (const Strand& strand : strands_) bytes += sizeof strand + strand.text.size();
-        return bytes + tokens_.size() * sizeof tokens_[0];
+        return bytes;
     }
     const Vocabulary& vocabulary() const { return *vocabulary_; }
 
 private:
-    struct Slot {
-        std::uint8_t check = 0;
-        std::array<std::uint8_t, 7> history{};
-    };
-    struct Run {
-        std::uint8_t check = 0;
-        std::uint8_t history = 0;  // of whether a token was the one before; 0: there was none
-        std::uint16_t token = 0;
-    };
+    using Memory = mixing::Memory;
+    using Run = mixing::Run;
+    using Slot = mixing::Slot;
+
     struct Match {
-        std::uint32_t at = 0;  // in tokens_; 0: none
+        std::uint32_t at = 0;  // the number of a token; 0: none
         std::uint32_t length = 0;
         std::uint32_t misses = 0;
     };
 
-    static constexpr std::size_t kBefore = 8;  // so that tokens_[end - 8] always exists
     static constexpr std::uint32_t kLongest = 32;
 
     // Where a text goes on.
     struct Strand : mixing::TextPlace {
-        std::size_t end = kBefore;  // in tokens_: where the next one goes
+        std::size_t end = mixing::kBefore;  // the number of the next token
         std::array<Match, mixing::kMatches> matches{};
         std::array<std::uint32_t, mixing::kContexts> contexts{};
         bool hashed = false;  // contexts is that of the next token
@@ -247,37 +251,18 @@ private:
 #endif
     }
 
-    static void prefetch(const void* address) {
-#if defined(__GNUC__)
-        __builtin_prefetch(address, 1);
-#else
-        static_cast<void>(address);
-#endif
-    }
-
     // A map's knots or a set of weights: of its 66 or 112 bytes all but a few, wherever it begins.
     static void prefetch_row(const void* row) {
-        prefetch(row);
-        prefetch(static_cast<const char*>(row) + 64);
+        mixing::prefetch(row);
+        mixing::prefetch(static_cast<const char*>(row) + 64);
     }
 
-    // The slot of a context at a place of the path: found among three neighbours, or the least used
-    // of them emptied.
-    Slot& slot(std::uint32_t hashed) {
-        const auto check = static_cast<std::uint8_t>(std::max(hashed & 255u, 1u));
-        const auto at = static_cast<std::size_t>(slot_at(hashed) - slots_.data());
-        Slot* best = nullptr;
-        for (const std::size_t other : {0, 1, 2}) {
-            Slot& candidate = slots_[at ^ other];
-            if (candidate.check == check) return candidate;
-            if (!best || seen(candidate) < seen(*best)) best = &candidate;
-        }
-        *best = Slot{check, {}};
-        return *best;
-    }
-
-    Slot* slot_at(std::uint32_t hashed) {
-        return &slots_[hashed >> (32 - profile_->sizes.slots)];
+    // To be changed: nobody else's any more.
+    Memory& own() {
+        if (memory_.use_count() != 1) memory_ = std::make_shared<Memory>(*memory_);
+        // Who had it as well has read what they read of it.
+        std::atomic_thread_fence(std::memory_order_acquire);
+        return *memory_;
     }
 
     // What tells apart the slots of a context; node: of the path, the bits so far behind a 1.
@@ -288,13 +273,6 @@ private:
     static std::uint32_t run_hash(const Strand& strand, std::size_t k) {
         return hash(strand.contexts[static_cast<std::size_t>(mixing::kRunContext[k])], 77);
     }
-
-    Run* run_at(std::size_t k, std::uint32_t hashed) {
-        const int bits = profile_->sizes.runs;
-        return &runs_[(k << bits) + (hashed >> (32 - bits))];
-    }
-
-    std::uint8_t seen(const Slot& slot) const { return profile_->tables.seen[slot.history[0]]; }
 
     // What expects a token, before it is known.
     struct Votes {
@@ -307,14 +285,16 @@ private:
 
     void hash_contexts(Strand& strand);
     void hash_contexts_after(Strand& strand, std::uint32_t guessed);
-    Votes ask(const Strand& strand);
+    Votes ask(const Strand& strand, Memory& memory);
     template <typename Decide>
     bool guess(const Votes& votes, std::size_t best, std::uint32_t last, const Cumulative* model,
                Decide&& decide);
     template <typename Decide>
-    std::size_t path(Strand& strand, Votes& votes, std::size_t guessed, const Cumulative* model,
-                     Decide&& decide);
-    void remember(Strand& strand, std::size_t token);
+    std::size_t path(Strand& strand, Memory& memory, Votes& votes, std::size_t guessed,
+                     const Cumulative* model, Decide&& decide);
+    void remember(Strand& strand, Memory& memory, std::size_t token);
+    static std::uint32_t common_before(const Memory& memory, std::uint32_t one,
+                                       std::uint32_t other);
 
     // Where a probability lies between the knots of a map.
     struct Place {
@@ -349,18 +329,16 @@ private:
     std::shared_ptr<const MixerProfile> profile_;
     std::shared_ptr<const Vocabulary> vocabulary_;
     mixing::Adaptive adaptive_;
-    std::vector<Slot, mixing::HugePages<Slot>> slots_;
-    std::vector<Run, mixing::HugePages<Run>> runs_;
-    std::array<std::vector<std::uint32_t>, mixing::kMatches> places_;
-    std::vector<std::uint16_t> tokens_;  // of all strands
-    std::vector<Strand> strands_;
+    std::shared_ptr<Memory> memory_;  // copies have the same, until one of them changes it
+    std::vector<Strand> strands_ = std::vector<Strand>(1);
     std::size_t turn_ = 0;  // whose the next token is
     bool contradicts_ = false;
+    bool is_branch_ = false;
 };
 
 inline void Mixer::hash_contexts(Strand& strand) {
     const std::uint32_t above = strand.above();
-    const std::uint16_t* last = tokens_.data() + strand.end;
+    const std::uint16_t* last = memory_->before(strand.end);
     const auto at = [last](int k) { return std::uint32_t{last[-k]} + 1; };
     const auto number = static_cast<std::uint32_t>(strand.fields.size() - 1);
 
@@ -382,7 +360,7 @@ inline void Mixer::hash_contexts(Strand& strand) {
 
 // The others, behind a wrong guess (its token plus 1) or none (0).
 inline void Mixer::hash_contexts_after(Strand& strand, std::uint32_t guessed) {
-    const std::uint16_t* last = tokens_.data() + strand.end;
+    const std::uint16_t* last = memory_->before(strand.end);
     const auto at = [last](int k) { return std::uint32_t{last[-k]} + 1; };
     const auto field = static_cast<std::uint32_t>(strand.fields.size() - 1);
     strand.contexts[12] = hash(guessed, at(1));
@@ -401,26 +379,24 @@ inline void Mixer::hash_contexts_after(Strand& strand, std::uint32_t guessed) {
         strand.contexts[k] = hash(strand.contexts[k], 0x9E37 * (k + 1));
 }
 
-inline Mixer::Votes Mixer::ask(const Strand& strand) {
+inline Mixer::Votes Mixer::ask(const Strand& strand, Memory& memory) {
     using namespace mixing;
     Votes votes;
     std::array<std::uint32_t, kRuns> hashes;
     for (std::size_t k = 0; k < kRuns; ++k) {
         hashes[k] = run_hash(strand, k);
-        votes.runs[k] = run_at(k, hashes[k]);
-        prefetch(votes.runs[k]);
+        memory.foresee_run(k, hashes[k]);
     }
     for (std::size_t k = 0; k < kMatches; ++k) {
         votes.lengths[k] = length_class(strand.matches[k].length);
         votes.misses[k] = std::min<std::uint32_t>(strand.matches[k].misses, 7);
         if (strand.matches[k].at == 0 || (k == 1 && strand.matches[0].at == strand.matches[1].at)) continue;
-        votes.tokens[k] = tokens_[strand.matches[k].at];
+        votes.tokens[k] = memory.token(strand.matches[k].at);
         votes.counters[k] = &adaptive_.vote_match[k][votes.lengths[k]][votes.misses[k]];
     }
     for (std::size_t k = 0; k < kRuns; ++k) {
-        Run& run = *votes.runs[k];
-        const auto check = static_cast<std::uint8_t>(hashes[k]);
-        if (run.check != check) run = Run{check, 0, 0};
+        Run& run = memory.run(k, hashes[k]);
+        votes.runs[k] = &run;
         if (run.history == 0) continue;
         votes.tokens[kMatches + k] = run.token;
         votes.counters[kMatches + k] = &adaptive_.vote_run[k][run.history];
@@ -431,10 +407,11 @@ inline Mixer::Votes Mixer::ask(const Strand& strand) {
 template <typename Decide>
 std::size_t Mixer::token(const Cumulative* model, Decide&& decide) {
     using namespace mixing;
+    Memory& memory = own();
     Strand& strand = strands_[turn_];
     if (!strand.hashed) hash_contexts(strand);
     strand.hashed = false;  // for the one behind
-    Votes votes = ask(strand);
+    Votes votes = ask(strand, memory);
     std::size_t best = kVotes;
     Counter most = 0;
     for (std::size_t k = 0; k < kVotes; ++k)
@@ -445,12 +422,12 @@ std::size_t Mixer::token(const Cumulative* model, Decide&& decide) {
 
     std::size_t token;
     if (p16(most) < kGuessFrom) {
-        token = path(strand, votes, vocabulary_->size(), model, decide);
+        token = path(strand, memory, votes, vocabulary_->size(), model, decide);
     } else {
         token = votes.tokens[best];
-        if (!guess(votes, best, tokens_[strand.end - 1], model, decide)) {
+        if (!guess(votes, best, memory.before(strand.end)[-1], model, decide)) {
             const std::size_t guessed =
-                std::exchange(token, path(strand, votes, token, model, decide));
+                std::exchange(token, path(strand, memory, votes, token, model, decide));
             contradicts_ = contradicts_ || token == guessed;
         }
     }
@@ -462,7 +439,7 @@ std::size_t Mixer::token(const Cumulative* model, Decide&& decide) {
         run->history = profile_->tables.next[same][run->history];
         run->token = static_cast<std::uint16_t>(token);
     }
-    remember(strand, token);
+    remember(strand, memory, token);
     turn_ = (turn_ + 1) % strands_.size();
     return token;
 }
@@ -531,8 +508,8 @@ bool Mixer::guess(const Votes& votes, std::size_t best, std::uint32_t last, cons
 
 // The token, node by node. guessed: wrongly; the vocabulary's size if nothing was guessed.
 template <typename Decide>
-std::size_t Mixer::path(Strand& strand, Votes& votes, std::size_t guessed, const Cumulative* model,
-                        Decide&& decide) {
+std::size_t Mixer::path(Strand& strand, Memory& memory, Votes& votes, std::size_t guessed,
+                        const Cumulative* model, Decide&& decide) {
     using namespace mixing;
     const bool was_guess = guessed < vocabulary_->size();
     hash_contexts_after(strand, was_guess ? static_cast<std::uint32_t>(guessed) + 1 : 0);
@@ -551,7 +528,7 @@ std::size_t Mixer::path(Strand& strand, Votes& votes, std::size_t guessed, const
     };
 
     const std::size_t family = model != nullptr;
-    const std::uint32_t last = tokens_[strand.end - 1];
+    const std::uint32_t last = memory.before(strand.end)[-1];
     std::size_t low = 0, high = vocabulary_->size();
     std::uint64_t at_low = 0, at_high = model ? cumulative(high) : 0;
     std::array<Slot*, kContexts> slots;
@@ -560,7 +537,7 @@ std::size_t Mixer::path(Strand& strand, Votes& votes, std::size_t guessed, const
         const std::uint32_t place = place_of(node);
         for (std::size_t i = 0; i < kContexts; ++i) {
             hashes[i] = hash(strand.contexts[i], place);
-            prefetch(slot_at(hashes[i]));
+            memory.foresee_slot(hashes[i]);
         }
     };
     ask_for_slots(1);
@@ -573,7 +550,8 @@ std::size_t Mixer::path(Strand& strand, Votes& votes, std::size_t guessed, const
         const std::size_t group = std::min<std::size_t>(level / kLevelsOfSlot, kGroups - 1);
         if (level % kLevelsOfSlot == 0) {
             in_slot = 1;
-            for (std::size_t i = 0; i < kContexts; ++i) slots[i] = &slot(hashes[i]);
+            for (std::size_t i = 0; i < kContexts; ++i) 
+                slots[i] = &memory.slot(hashes[i], profile_->tables.seen);
             if (level == 0)
                 for (std::size_t i = 1; i <= 5; ++i)
                     if (slots[i]->history[0] != 0) order = i;
@@ -696,10 +674,10 @@ std::size_t Mixer::path(Strand& strand, Votes& votes, std::size_t guessed, const
     return low;
 }
 
-inline void Mixer::remember(Strand& strand, std::size_t token) {
+inline void Mixer::remember(Strand& strand, Memory& memory, std::size_t token) {
     using namespace mixing;
-    if (strand.end == tokens_.size()) tokens_.push_back(0);
-    tokens_[strand.end++] = static_cast<std::uint16_t>(token);
+    if (strand.end == memory.end()) memory.end_at(strand.end + 1);
+    memory.put(strand.end++, static_cast<std::uint16_t>(token));
     for (const char c : vocabulary_->spelling(token)) strand.take(static_cast<std::uint8_t>(c));
 
     const auto end = static_cast<std::uint32_t>(strand.end);
@@ -707,10 +685,10 @@ inline void Mixer::remember(Strand& strand, std::size_t token) {
         Match& match = strand.matches[k];
         const auto needed = static_cast<std::uint32_t>(kMinMatch[k]);
         std::uint32_t h = static_cast<std::uint32_t>(k);
-        for (std::uint32_t i = 1; i <= needed; ++i) h = hash(h, tokens_[end - i]);
-        std::uint32_t& place = places_[k][h >> (32 - profile_->sizes.places)];
+        for (std::uint32_t i = 1; i <= needed; ++i) h = hash(h, memory.token(end - i));
+        std::uint32_t& place = memory.place(k, h);
         if (match.at != 0) {
-            if (tokens_[match.at] == token) {
+            if (memory.token(match.at) == token) {
                 ++match.length;
                 if (match.length >= 16) match.misses = 0;
             } else {
@@ -720,13 +698,14 @@ inline void Mixer::remember(Strand& strand, std::size_t token) {
             ++match.at;
         }
         if (match.length == 0) {
-            std::uint32_t common = 0;
-            if (place != 0)
-                while (common < kLongest && common + kBefore < std::min(place, end) &&
-                       tokens_[place - 1 - common] == tokens_[end - 1 - common])
-                    ++common;
+            std::uint32_t found = place, common = common_before(memory, found, end);
+            if (common < needed) {
+                const std::uint32_t other = memory.place_behind(k, h);
+                const std::uint32_t more = common_before(memory, other, end);
+                if (more > common) found = other, common = more;
+            }
             if (common >= needed || (common > 0 && match.at == 0)) {
-                match.at = place;
+                match.at = found;
                 match.length = common;
                 match.misses = std::min<std::uint32_t>(match.misses, 3);
             } else if (match.misses > 8) {
@@ -735,6 +714,17 @@ inline void Mixer::remember(Strand& strand, std::size_t token) {
         }
         place = end;
     }
+}
+
+// How many tokens before these two are the same.
+inline std::uint32_t Mixer::common_before(const Memory& memory, std::uint32_t one,
+                                          std::uint32_t other) {
+    std::uint32_t common = 0;
+    if (one == 0) return common;
+    while (common < kLongest && common + mixing::kBefore < std::min(one, other) &&
+           memory.token(one - 1 - common) == memory.token(other - 1 - common))
+        ++common;
+    return common;
 }
 
 }  // namespace lmfs

@@ -2,13 +2,16 @@
 
 #include "mixer_bindings.hpp"
 
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string_view.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unique_ptr.h>
 
 #include <cmath>
 #include <mutex>
 #include <optional>
+#include <tuple>
 
 #include "token_coder.hpp"
 
@@ -21,6 +24,12 @@ namespace {
 
 std::string_view view(const nb::bytes& bytes) {
     return {static_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+using Bits = std::tuple<int, int, int>;  // slots, runs, places
+
+mixing::Sizes to_sizes(const Bits& bits) {
+    return {std::get<0>(bits), std::get<1>(bits), std::get<2>(bits)};
 }
 
 nb::bytes adaptive_bytes(const Mixer& mixer) {
@@ -53,11 +62,12 @@ Mixer SharedMixer::copy() const {
 
 void bind_mixer(nb::module_& module) {
     nb::class_<MixerProfile>(module, "MixerProfile")
-        .def(nb::new_([](const nb::bytes& data, int slots, int runs, int places) {
-                 return std::make_shared<MixerProfile>(view(data),
-                                                       mixing::Sizes{slots, runs, places});
+        .def(nb::new_([](const nb::bytes& data, Bits sizes, std::optional<Bits> lane) {
+                 std::optional<mixing::Sizes> of_lane;
+                 if (lane) of_lane = to_sizes(*lane);
+                 return std::make_shared<MixerProfile>(view(data), to_sizes(sizes), of_lane);
              }),
-             "data"_a, "slots"_a, "runs"_a, "places"_a)
+             "data"_a, "sizes"_a, "lane"_a = nb::none())
         .def_ro_static("BYTES", &MixerProfile::kBytes);
 
     nb::class_<SharedMixer>(module, "Mixer")
@@ -73,6 +83,14 @@ void bind_mixer(nb::module_& module) {
                  nb::gil_scoped_release unlocked;
                  return std::make_unique<SharedMixer>(self.copy());
              })
+        .def("branch",
+             [](const SharedMixer& self, std::size_t strands) {
+                 if (strands == 0) throw std::invalid_argument("mixer: strands");
+                 nb::gil_scoped_release unlocked;
+                 const std::lock_guard<std::mutex> lock(self.mutex);
+                 return std::make_unique<SharedMixer>(self.mixer.branch(strands));
+             },
+             "strands"_a = 1)
         .def("forget",
              [](SharedMixer& self) {
                  nb::gil_scoped_release unlocked;

@@ -7,12 +7,14 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <iterator>
 #include <new>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -85,7 +87,7 @@ struct Adaptive {
     std::uint16_t by_token[1024][kKnots];
 };
 
-// Powers of two of what a lane remembers of texts; the profile's description says them.
+// Powers of two of what is remembered of texts; the profile's description says them.
 struct Sizes {
     int slots;   // of all contexts together
     int runs;    // of one context
@@ -100,6 +102,14 @@ struct Tables {
     std::uint8_t next[2][256];              // bit history after a bit
     std::uint8_t seen[256];                 // how much a history has seen: what is kept longest
 };
+
+#if defined(__GNUC__)
+inline void prefetch(const void* address) { __builtin_prefetch(address, 1); }
+inline void prefetch_to_read(const void* address) { __builtin_prefetch(address); }
+#else
+inline void prefetch(const void*) {}
+inline void prefetch_to_read(const void*) {}
+#endif
 
 // For large tables that are read at random: they begin at a cache line. Where they are long enough,
 // they have pages of 2 MiB, if the system has such, and go back to it as soon as they are not needed.
@@ -155,7 +165,10 @@ class MixerProfile {
 public:
     static constexpr std::size_t kBytes = sizeof(mixing::Tables) + sizeof(mixing::Adaptive);
 
-    MixerProfile(std::string_view bytes, mixing::Sizes sizes) : sizes(sizes) {
+    // sizes: of a state's memory
+    // lane: of that which each strand of a chunk adds in front; nothing: chunks change their copies
+    MixerProfile(std::string_view bytes, mixing::Sizes sizes, std::optional<mixing::Sizes> lane)
+        : sizes(sizes), lane(lane) {
         if (bytes.size() != kBytes)
             throw std::invalid_argument("mixer profile: expected " + std::to_string(kBytes) +
                                         " bytes, got " + std::to_string(bytes.size()));
@@ -167,13 +180,24 @@ public:
     mixing::Tables tables;
     mixing::Adaptive initial;
     mixing::Sizes sizes;
+    std::optional<mixing::Sizes> lane;
+
+    // Of a chunk's own memory; only where lanes have such.
+    mixing::Sizes lane_sizes(std::size_t strands) const {
+        const int more = std::bit_width(strands - 1);  // enough for all of them
+        const auto with = [more](int bits) { return std::min(bits + more, kMaxBits); };
+        return {with(lane->slots), with(lane->runs), with(lane->places)};
+    }
 
 private:
+    static constexpr int kMaxBits = 24;
+
     // What the loops rely on instead of looking.
     void check() const {
-        for (const int bits : {sizes.slots, sizes.runs, sizes.places})
-            if (bits < 2 || bits > 24)
-                throw std::invalid_argument("mixer profile: sizes are 2 to 24 bits");
+        for (const mixing::Sizes& each : {sizes, lane.value_or(sizes)})
+            for (const int bits : {each.slots, each.runs, each.places})
+                if (bits < 2 || bits > kMaxBits)
+                    throw std::invalid_argument("mixer profile: sizes are 2 to 24 bits");
         for (const auto& context : initial.history)
             for (const auto& group : context)
                 if (group[0] >> 16 != 32768)
