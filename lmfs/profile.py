@@ -312,6 +312,9 @@ _MAKERS: dict[int, tuple[str, Callable[[], CoderProfile]]] = {
 }
 
 
+PROFILES = tuple(_MAKERS)
+
+
 def profile(number: int) -> CoderProfile:
     """The profile with this number, which is one of this lmfs. raises: DamagedError"""
     return _MAKERS[number][1]()

@@ -345,12 +345,12 @@ def test_a_few_chunks_do_not_make_their_readers_wait_for_the_primer(
 
     chooser = Chooser(tiny, level, primer_bytes=1 << 14)
     replace(chooser, lm=Following())
-    chunks = [text[i * 4096 : (i + 1) * 4096] for i in range(14)]
+    chunks = [text[i * 8192 : (i + 1) * 8192] for i in range(12)]
     primer = chooser.primer()
     codings = chooser.codings(primer)
     chosen = chooser.choose(chunks, primer)
-    assert [codings[number].codec for number, _ in chosen[4:]] == [CodecId.LM] * 10
-    assert sum(codings[number].primer_bytes > 0 for number, _ in chosen[4:]) == following
+    assert [codings[number].codec for number, _ in chosen[2:]] == [CodecId.LM] * 10
+    assert sum(codings[number].primer_bytes > 0 for number, _ in chosen[2:]) == following
 
 
 class Leading(Sparing):

@@ -19,6 +19,7 @@ from lmfs.codecs.choose import Chooser
 from lmfs.codecs.levels import DEFAULT_LEVEL
 from lmfs.lmz import LmzReader, LmzWriter
 from lmfs.models import registry
+from lmfs.profile import PROFILES, profile
 
 CHUNK_SIZE = 2048
 
@@ -36,7 +37,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=pathlib.Path)
     parser.add_argument("model", nargs="?", default=registry.DEFAULT_MODEL)
-    parser.add_argument("--level", type=int, default=DEFAULT_LEVEL, help="9 has profile 4, 4 has 7")
+    parser.add_argument("--level", type=int, default=DEFAULT_LEVEL, help="each has its profiles")
+    parser.add_argument("--log", action="store_true", help="of nothing but a log")
     parser.add_argument(
         "--chunk-size", type=int, default=CHUNK_SIZE, help="8192: strands, a primer"
     )
@@ -45,18 +47,24 @@ def main() -> None:
     level = "" if args.level == DEFAULT_LEVEL else f"-level-{args.level}"
     if args.chunk_size != CHUNK_SIZE:
         level += f"-chunks-{args.chunk_size}"
-    path = args.data / "golden" / f"1.0-{args.model}{level}.lmz"
-    if path.exists():
-        raise SystemExit(f"{path} is there already: golden files are never written anew")
     data = content(args.data, args.chunk_size)
+    if args.log:
+        level += "-log"
+        data = (args.data / "dpkg.log").read_bytes()[:100_000]
     buffer = io.BytesIO()
     with LmzWriter(
         buffer, chunk_size=args.chunk_size, chooser=Chooser(model, args.level)
     ) as writer:
         writer.write(data)
-    path.write_bytes(buffer.getvalue())
-    with LmzReader(path, model_search=[model.path]) as reader:
+    with LmzReader(buffer, model_search=[model.path]) as reader:
         codecs = list(reader.statistics())
+        (member,) = reader.members
+        ids = {coding.profile_id for coding in member.codings} - {None}
+    level += "".join(f"-profile-{number}" for number in PROFILES if profile(number).id in ids)
+    path = args.data / "golden" / f"1.0-{args.model}{level}.lmz"
+    if path.exists():
+        raise SystemExit(f"{path} is there already: golden files are never written anew")
+    path.write_bytes(buffer.getvalue())
     about = {
         "content_sha256": hashlib.sha256(data).hexdigest(),
         "size": len(data),

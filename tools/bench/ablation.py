@@ -1,16 +1,18 @@
 """What each part of the coding brings: bits per byte with and without it.
 
-    python -m lmfs_tools.bench.ablation [--chunks N] [--size BYTES] [--large] [--json OUT] FILE...
+    python -m lmfs_tools.bench.ablation [--chunks N] [--size BYTES] [--profile N] [--json OUT]
+        FILE...
 
 Owns: the ablation table. Some chunks of each file, evenly spread behind the primer: code lengths
 (the sum of -log2 p), neither container nor primer counted, of the model alone, the mixer alone,
 both, and the two again behind the file's own primer; "primer" is what the primer itself costs.
 "+shared" is behind a text as long as the primer, in pieces from the rest of the same file, the
-measured chunks left out: what a shared primer brings at best, its own bytes not counted.
+measured chunks left out: what a shared primer brings at best, its own bytes not counted. All in one
+strand.
 
 The price of each: microseconds a token, which model and mixer add up to; milliseconds for the
 state behind a primer, once a file; and, printed below and in the JSON, the memory of a lane's
-mixer. (The model's state is small.)
+mixer and that of the state which all lanes share. (The model's state is small.)
 """
 
 from __future__ import annotations
@@ -25,12 +27,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from lmfs import profile as profiles
 from lmfs.container import DEFAULT_CHUNK_SIZE
 from lmfs.engines import engine_for
 from lmfs.models import registry
 from lmfs.models.package import ModelPackage
 from lmfs.native import Mixer, TokenEncoder
-from lmfs.profile import PROFILE_1, CoderProfile, profile_2, profile_3
 
 COLUMNS = (
     *("model", "mixer", "mixer+primer", "mixer+shared"),
@@ -58,7 +60,7 @@ def elsewhere(data: bytes, chunks: list[bytes], size: int) -> bytes:
 def measure(
     data: bytes,
     package: ModelPackage,
-    profile: CoderProfile,
+    profile: profiles.CoderProfile,
     *,
     primer: int,
     size: int,
@@ -80,17 +82,17 @@ def measure(
     shared.prime(elsewhere(data, chunks, primer), DEFAULT_CHUNK_SIZE)
     for chunk in chunks:
         began = time.perf_counter()
-        bits["mixer"] += fresh.copy().prime(chunk, size)
+        bits["mixer"] += fresh.branch().prime(chunk, size)
         spent["mixer_us"] += time.perf_counter() - began
-        bits["mixer+primer"] += primed.copy().prime(chunk, size)
-        bits["mixer+shared"] += shared.copy().prime(chunk, size)
+        bits["mixer+primer"] += primed.branch().prime(chunk, size)
+        bits["mixer+shared"] += shared.branch().prime(chunk, size)
         tokens = vocabulary.tokenize(chunk)
         tokens_seen += len(tokens)
         encoders = {
-            "model": TokenEncoder(vocabulary, PROFILE_1.table),
-            "both": TokenEncoder(vocabulary, PROFILE_1.table, fresh),
-            "both+primer": TokenEncoder(vocabulary, PROFILE_1.table, primed),
-            "both+shared": TokenEncoder(vocabulary, PROFILE_1.table, shared),
+            "model": TokenEncoder(vocabulary, profile.table),
+            "both": TokenEncoder(vocabulary, profile.table, fresh.branch()),
+            "both+primer": TokenEncoder(vocabulary, profile.table, primed.branch()),
+            "both+shared": TokenEncoder(vocabulary, profile.table, shared.branch()),
         }
         state = engine.start(1, sequence=True)
         inputs = np.concatenate([[package.start_token], tokens[:-1]]).astype(np.int64)
@@ -112,12 +114,14 @@ def measure(
     }
 
 
-def lane_bytes(package: ModelPackage, profile: CoderProfile, primer: bytes) -> int:
-    """What the mixer of one more lane takes of memory."""
+def memory(package: ModelPackage, profile: profiles.CoderProfile, data: bytes) -> dict[str, int]:
+    """What the mixer of one more lane takes, and the state behind this primer."""
     assert profile.mixer is not None
     primed = Mixer(profile.mixer, package.tokenizer().vocabulary)
-    primed.prime(primer, DEFAULT_CHUNK_SIZE)
-    return primed.used_bytes
+    primed.prime(data, DEFAULT_CHUNK_SIZE)
+    lane = primed.branch()
+    lane.prime(data[:DEFAULT_CHUNK_SIZE], DEFAULT_CHUNK_SIZE)
+    return {"mixer_bytes_a_lane": lane.used_bytes, "mixer_bytes_of_primer": primed.used_bytes}
 
 
 def main() -> None:
@@ -126,12 +130,12 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=8, help="of each file")
     parser.add_argument("--size", type=int, default=DEFAULT_CHUNK_SIZE)
     parser.add_argument("--primer", type=int, default=256 << 10)
-    parser.add_argument("--large", action="store_true", help="with the mixer of level 9")
+    parser.add_argument("--profile", type=int, default=9, help="its mixer; 11 is level 9's")
     parser.add_argument("--json", type=pathlib.Path)
     args = parser.parse_args()
     console = Console()
     package = registry.shipped()
-    profile = profile_3() if args.large else profile_2()
+    profile = profiles.profile(args.profile)
     rows: list[dict[str, object]] = []
     for path in track(args.files, description="Measuring", console=console):
         figures = measure(
@@ -151,10 +155,10 @@ def main() -> None:
     for row in rows:
         table.add_row(*map(str, row.values()))
     console.print(table)
-    lane = lane_bytes(package, profile, args.files[0].read_bytes()[: args.primer])
-    console.print(f"the mixer of a lane takes {lane:,} bytes")
+    taken = memory(package, profile, args.files[0].read_bytes()[: args.primer])
+    console.print(", ".join(f"{name} {size:,}" for name, size in taken.items()))
     if args.json:
-        result = {"mixer_bytes_a_lane": lane} | {
+        result = taken | {
             "model": package.id.hex(),
             "profile": profile.id.hex(),
             "chunk_bytes": args.size,
