@@ -89,8 +89,8 @@ _DESCRIPTION_12 = (
     .replace("of 8192 bytes and more", "of 8192 to 16384 bytes")
     .replace(
         "its data follows the table",
-        "in front of its memory, for each strand of a chunk, 2^16 slots, 2^11 runs of a context,"
-        " 2^13 places of a match; its data follows the table",
+        "2^19 slots, 2^16 runs of a context, 2^17 places of a match, and in front of them for each"
+        " strand of a chunk 2^16, 2^11, 2^13; its data follows the table",
     )
 )
 
@@ -275,10 +275,12 @@ def profile_11() -> CoderProfile:
 
 @functools.cache
 def profile_12() -> CoderProfile:
-    """Profile 10 with chunks that the model codes as a whole, but for the short ones."""
+    """Profile 10 with more memory, and with chunks that the model codes as a whole, but for the
+    short ones."""
     return dataclasses.replace(
         profile_10(),
         description=_DESCRIPTION_12,
+        mixer_sizes=(19, 16, 17),
         lane_sizes=(16, 11, 13),
         strands_to_bytes=16 << 10,
     )
@@ -308,7 +310,7 @@ _MAKERS: dict[int, tuple[str, Callable[[], CoderProfile]]] = {
     9: ("d79e5b7764efc115fcd434b74b5084d0", profile_9),
     10: ("4109b466ddbe530c1724c1bd0a00a5d7", profile_10),
     11: ("5eb9b64a8d9ec6ab2fef9cc029d24520", profile_11),
-    12: ("e736cd3fa035eabe9dd276bc110806f5", profile_12),
+    12: ("eef953c6e2a1e76781fda51bcf12d45f", profile_12),
 }
 
 

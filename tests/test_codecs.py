@@ -301,6 +301,23 @@ def test_a_primer_that_the_model_codes_is_as_short_before_large_chunks(tiny, tex
     assert (primer.limit, primer.end) == (16 << 10, 16 << 10)
 
 
+@pytest.mark.parametrize("level", [4, 6, 9])
+@pytest.mark.parametrize("content", ["prose", "log"])
+def test_a_primer_that_was_asked_for_is_as_long(tiny, text, data, level, content):
+    """However long one waits for it; and a log is a log nevertheless."""
+    whole = text if content == "prose" else (data / "dpkg.log").read_bytes()
+    chooser = Chooser(tiny, level, primer_bytes=100 << 10)
+    chunks = [whole[i * 8192 : (i + 1) * 8192] for i in range(16)]
+    if level > 4:
+        replace(chooser, lm=Sparing(*(chunks if content == "prose" else [])))
+    primer = chooser.primer()
+    chosen = chooser.choose(chunks, primer)
+    assert len(chosen) == 16
+    assert (primer.limit, primer.end) == (100 << 10, 96 << 10)
+    number = LEVELS[level].profiles[content == "prose" and level > 4]
+    assert primer.coders.ids == (tiny.id, profile(number).id)
+
+
 @given(
     level=st.sampled_from([2, 4, 6, 9]),
     size=st.sampled_from([1, 5, 8 << 10, 16 << 10, 24 << 10, 40 << 10, 64 << 10, 200 << 10]),

@@ -51,5 +51,10 @@ def test_there_is_a_golden_file_for_every_kind():
         "1.0-base-7-level-9",
         "1.0-base-8",
         "1.0-base-8-chunks-32768",
+        "1.0-base-8-chunks-32768-profile-10",
+        "1.0-base-8-level-4-log-profile-9",
         "1.0-base-8-level-9",
+        "1.0-base-8-level-9-chunks-16384-log-profile-11",
+        "1.0-base-8-level-9-chunks-32768-profile-12",
+        "1.0-base-8-profile-9",
     }

@@ -45,7 +45,7 @@ PROFILE_8_ID = "845da1312226af8da98221721661537c"
 PROFILE_9_ID = "d79e5b7764efc115fcd434b74b5084d0"
 PROFILE_10_ID = "4109b466ddbe530c1724c1bd0a00a5d7"
 PROFILE_11_ID = "5eb9b64a8d9ec6ab2fef9cc029d24520"
-PROFILE_12_ID = "e736cd3fa035eabe9dd276bc110806f5"
+PROFILE_12_ID = "eef953c6e2a1e76781fda51bcf12d45f"
 
 
 def test_the_table_is_the_rounded_exponential() -> None:

@@ -47,7 +47,7 @@ def command(
             min=1,
             max=9,
             help="1 and 2: zstd only. 3 and 4: prediction without the model, for logs. 5 to 9: "
-            "with the model, where it saves 15 %, 3 %, 1 %, or anything at all. "
+            "with the model, where it saves 15 %, 3 %, or 1 %. "
             f"[default: {DEFAULT_LEVEL}]",
         ),
     ] = None,

@@ -73,6 +73,13 @@ def _parser(program: str) -> argparse.ArgumentParser:
         )
     add("-T", "--threads", type=_threads, metavar="N", help="code with N threads; 0: all cores")
     add("--chunk-size", type=_size, metavar="N[K|M]", help="bytes that are coded together")
+    add(
+        "--primer",
+        type=_size,
+        metavar="N[K|M]",
+        help="what chunks follow of their file's beginning: smaller from 1M on, but whoever reads "
+        "one then waits for that to be decoded, 1 to 20 s a megabyte; by default 0.3 s at most",
+    )
     add("--no-model", action="store_true", help="zstd only: fast, and larger")
     add("-V", "--version", action="store_true", help="print the version")
     return parser
@@ -235,16 +242,22 @@ class _Filter:
     def _new_chooser(self) -> Chooser:
         from lmfs.codecs.choose import Chooser, default_chooser
         from lmfs.codecs.levels import DEFAULT_LEVEL, LEVELS
+        from lmfs.container import MAX_PRIMER_BYTES
 
+        level, primer = self._options.level or DEFAULT_LEVEL, self._options.primer
+        if primer is not None:
+            if not 0 <= primer <= MAX_PRIMER_BYTES:
+                raise UsageError("--primer", expected=f"0 to {MAX_PRIMER_BYTES} bytes", got=primer)
+            if self._options.no_model or not LEVELS[level].mixer:
+                raise UsageError("--primer", expected="a level from 3 on", got="zstd alone")
         if self._options.no_model:
             return Chooser()
-        level = self._options.level or DEFAULT_LEVEL
         if LEVELS[level].model:
             from lmfs.engines import make_ahead
             from lmfs.models import registry
 
             make_ahead(registry.shipped)  # beside all else that is to be loaded
-        return default_chooser(level)
+        return default_chooser(level, primer_bytes=primer)
 
     def _replace(self, path: Path) -> None:
         """A file by its compressed or decompressed self."""

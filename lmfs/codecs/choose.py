@@ -92,12 +92,14 @@ class Chooser:
         """
         model: None: raw and zstd only
         level: a key of LEVELS
-        zstd_level, primer_bytes: instead of the level's
+        zstd_level: instead of the level's
+        primer_bytes: likewise, however long a reader then waits
         shared: the shared primer that chunks follow, its id and the state behind it, which is that
             of a level's `shared_coding`
         """
         self._level = LEVELS[level]
         self._zstd = ZstdCodec(self._level.zstd if zstd_level is None else zstd_level)
+        self._is_bounded = primer_bytes is None
         self._primer_bytes = self._level.primer_bytes if primer_bytes is None else primer_bytes
         self._shared = shared
         self._prose = self._log = _Coders()  # the log's: also of what follows a shared primer
@@ -221,13 +223,14 @@ class Chooser:
         with_it = sum(len(each.best[1]) for each in tried[head // 2 :])
         without = sum(len(each.without_model[1]) for each in tried[head // 2 :])
         if head and with_it <= (1 - MIN_MODEL_LEAD) * without:
-            head = self._shorten(chunks, primer)
+            tried = tried[: self._shorten(chunks, primer)]
         elif head:
             tried = self._as_log(chunks[:head], primer, tried)
-            most = self._most_primer_bytes(chunks[head // 2 : head], without, primer)
-            most -= most % max(map(len, chunks))
-            primer.shorten(max(primer.end, min(primer.limit, most)))
-        tried = tried[:head] + self._try(chunks[head:], primer)
+            if self._is_bounded:
+                most = self._most_primer_bytes(chunks[head // 2 : head], without, primer)
+                most -= most % max(map(len, chunks))
+                primer.shorten(max(primer.end, min(primer.limit, most)))
+        tried += self._try(chunks[len(tried) :], primer)
         best = [each.best for each in tried]
         if any(number == _LM_PRIMED for number, _ in best):
             for i, (number, blob) in enumerate(best):
@@ -261,9 +264,10 @@ class Chooser:
         return MAX_PRIMER_COST * sum(map(len, chunks)) // cost
 
     def _shorten(self, chunks: Sequence[bytes], primer: Primer) -> int:
-        """Make the primer one that the model codes; how many of these chunks are in it."""
-        assert self._level.model_primer_bytes is not None
-        primer.shorten(min(primer.limit, self._level.model_primer_bytes))
+        """Make the primer one that the model codes; how many of the first chunks are in it."""
+        limit = self._level.model_primer_bytes
+        if self._is_bounded and limit is not None:
+            primer.shorten(min(primer.limit, limit))
         ends = itertools.accumulate(map(len, chunks))
         return sum(end <= primer.limit for end in ends)
 
@@ -350,7 +354,7 @@ class Chooser:
         limit = self._level.model_primer_bytes
         if limit is None or end > lm.profile.model_tail_bytes:
             return False
-        return start == 0 or end <= limit
+        return start == 0 or end <= limit or not self._is_bounded
 
     @staticmethod
     def _lead(lm: LmCodec, chunk: bytes, start: int, primer: Primer) -> tuple[bytes, bytes]:
@@ -439,8 +443,10 @@ def looks_like_text(chunk: bytes) -> bool:
     return strange <= MAX_STRANGE * len(chunk)
 
 
-def default_chooser(level: int = DEFAULT_LEVEL) -> Chooser:
+def default_chooser(level: int = DEFAULT_LEVEL, *, primer_bytes: int | None = None) -> Chooser:
     """All codecs of a level, with the model that lmfs ships where the level has use for it.
+
+    primer_bytes: as of Chooser
 
     raises: ModelError if that model is not what it should be
     """
@@ -448,4 +454,4 @@ def default_chooser(level: int = DEFAULT_LEVEL) -> Chooser:
         return Chooser(None, level)
     from lmfs.models import registry
 
-    return Chooser(registry.shipped(), level)
+    return Chooser(registry.shipped(), level, primer_bytes=primer_bytes)
