@@ -122,6 +122,19 @@ def test_the_model_is_used_unless_it_is_not_wanted(run, data, tmp_path):
         assert reader.members[0].header.chunk_size == 1024
 
 
+def test_chunks_follow_as_much_as_is_asked_for(run, data):
+    log = (data / "dpkg.log").read_bytes()[:150_000]
+    sizes = []
+    for primer in ("0", "16K", "100K"):
+        code, out, errors = run("lmz", "-4", "--primer", primer, stdin=log)
+        assert (code, errors) == (0, "")
+        assert run("lmz", "-d", stdin=out) == (0, log, "")
+        with lmz.LmzReader(io.BytesIO(out)) as reader:
+            assert reader.members[0].header.primer_bytes == int(primer.rstrip("K")) << 10
+        sizes.append(len(out))
+    assert sizes[0] > 1.2 * sizes[1] > 1.25 * sizes[2]
+
+
 def test_what_is_no_lmz_is_an_error_and_stays(run, file, tmp_path):
     (tmp_path / "fake.lmz").write_bytes(b"plain")
     (tmp_path / "cut.lmz").write_bytes(packed(TEXT)[:-1])
@@ -173,6 +186,10 @@ def test_bad_arguments(run):
         ["-T", "x"],
         ["-T", "-1"],
         ["-T", "257"],
+        ["--primer", "x"],
+        ["--primer", "17M"],
+        ["-3", "--primer", "-1"],
+        ["--primer", "1M"],  # with zstd alone nothing follows anything
     ):
         code, out, errors = run("lmz", "--no-model", *arguments, stdin=b"abc")
         assert (code, out) == (1, b"")

@@ -158,7 +158,7 @@ class Chooser:
     def sizes(
         self, beginnings: Sequence[bytes], mixers: Sequence[Mixer], *, model: bool
     ) -> list[list[int]]:
-        """How many bytes each chunk gets: following nothing, then what each mixer has seen.
+        """How many bytes, about, each chunk gets: following nothing, then what each mixer has seen.
 
         beginnings: of different members, none empty
         model: whether the model may be tried as well; without it this is quick

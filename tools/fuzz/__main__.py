@@ -10,7 +10,7 @@ import subprocess
 import numpy as np
 
 from lmfs.models import registry
-from lmfs.native import Mixer
+from lmfs.native import Mixer, MixerProfile
 from lmfs.profile import profile_2
 
 from . import __doc__ as about
@@ -29,19 +29,21 @@ def build(folder: pathlib.Path) -> pathlib.Path:
 
 def seeds(folder: pathlib.Path) -> None:
     """Inputs that decode, behind primers of all lengths."""
-    profile = profile_2().mixer
-    assert profile is not None
+    profile = MixerProfile(profile_2().mixer_data, profile_2().mixer_sizes, (9, 4, 5))
     vocabulary = registry.shipped().tokenizer().vocabulary
     for number, primer in enumerate(TEXTS):
         for chunk in TEXTS[1:]:
-            mixer = Mixer(profile, vocabulary)
-            head = primer[: len(primer) // 16 * 16]
-            if head:
-                mixer.prime(head, 128)
-            size = (len(chunk) - 1) // 8 * 8 + 1
-            blob = mixer.encode(chunk[:size])
-            data = bytes([254, (size - 1) // 8, len(head) // 16]) + head + blob
-            (folder / f"seed-{number}-{len(chunk)}").write_bytes(data)
+            for in_front in (0, 2):
+                mixer = Mixer(profile, vocabulary)
+                head = primer[: len(primer) // 16 * 16]
+                if head:
+                    mixer.prime(head, 127 + in_front // 2)
+                if in_front:
+                    mixer = mixer.branch()
+                size = (len(chunk) - 1) // 8 * 8 + 1
+                blob = mixer.encode(chunk[:size])
+                data = bytes([252 + in_front, (size - 1) // 8, len(head) // 16]) + head + blob
+                (folder / f"seed-{number}-{len(chunk)}-{in_front}").write_bytes(data)
 
 
 def main() -> None:

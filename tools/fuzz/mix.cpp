@@ -2,7 +2,7 @@
 //
 //   python -m lmfs_tools.fuzz FOLDER [--seconds N]
 //
-// An input is a control byte, the lengths of a primer and of a chunk, then the primer's bytes and
+// An input is a control byte (bit 0: in lanes; bit 1: in front of the primer's state), the lengths of a primer and of a chunk, then the primer's bytes and
 // the blob. Whatever it is: no crash, no undefined behaviour, and what decodes must encode to the
 // very same blob (there is only one).
 
@@ -42,8 +42,10 @@ struct Fixture {
             at += 1 + length;
         }
         vocabulary = std::make_shared<lmfs::Vocabulary>(spellings);
+        // Lanes so small that much of what they find is behind them, and much thrown out.
         profile = std::make_shared<lmfs::MixerProfile>(read("LMFS_FUZZ_PROFILE"),
-                                                       lmfs::mixing::Sizes{17, 14, 15});
+                                                       lmfs::mixing::Sizes{17, 14, 15},
+                                                       lmfs::mixing::Sizes{9, 4, 5});
         start = std::make_unique<lmfs::Mixer>(profile, vocabulary);
     }
 
@@ -107,8 +109,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     lmfs::Mixer start = *fixture.start;
     start.prime(rest.substr(0, primer_size), 1 + (control >> 1));
     const std::string_view blob = rest.substr(primer_size);
+    const std::size_t strands = control & 1 ? 1 + (control >> 5) : 1;
+    if (control & 2) start = start.branch(strands);
     if (control & 1) {
-        through_lanes(fixture, start, blob, chunk_size, 1 + (control >> 5));
+        through_lanes(fixture, start, blob, chunk_size, strands);
     } else {
         through_mixer(start, blob, chunk_size);
     }
