@@ -18,7 +18,7 @@ from lmfs.container import CodecId, Coding
 from lmfs.engines.native import NativeEngine
 from lmfs.models.package import ModelPackage
 from lmfs.native import Mixer, TokenEncoder
-from lmfs.profile import CoderProfile, profile_2, profile_9
+from lmfs.profile import CoderProfile, profile_9
 
 CHEAP = Chooser(zstd_level=3)
 STORE = bytes(range(16))
