@@ -61,8 +61,8 @@ LEVELS = {
     5: _with_model(256 << 10, model_from=0.12, model_gain=0.15),
     6: _with_model(256 << 10, model_from=0.06, model_gain=0.03),
     7: _with_model(256 << 10, model_from=0.03, model_gain=0.01),
-    8: _with_model(512 << 10, model_from=0.03, model_gain=0.01, profiles=(11, 10)),
+    8: _with_model(320 << 10, model_from=0.03, model_gain=0.01, profiles=(11, 10)),
     # Chunks of prose of more than 16 KiB are smaller and read half as fast.
-    9: _with_model(512 << 10, model_from=0.03, model_gain=0.01, profiles=(11, 12), zstd=22),
+    9: _with_model(320 << 10, model_from=0.03, model_gain=0.01, profiles=(11, 12), zstd=22),
 }
 DEFAULT_LEVEL = 6
