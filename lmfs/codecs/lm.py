@@ -22,7 +22,8 @@ from .primer import Primer
 from .threads import Work, queue
 
 MAX_LANES = 64
-# That the mixers of all lanes may take together; of large ones some are needed nevertheless.
+# Where chunks have copies of the state that they follow (profiles 2 to 8), these may take so much
+# together; of large ones some are needed nevertheless.
 STATES_BYTES, LEAST_CHUNKS = MAX_LANES << 20, 7
 SLICE_TOKENS = 256  # of all lanes together, some 7 ms
 ENCODE_WINDOW = 128  # tokens of a chunk, some 4 ms
