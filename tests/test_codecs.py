@@ -318,6 +318,18 @@ def test_a_primer_that_was_asked_for_is_as_long(tiny, text, data, level, content
     assert primer.coders.ids == (tiny.id, profile(number).id)
 
 
+@pytest.mark.parametrize("primer", [None, 1 << 20])
+def test_a_primer_longer_than_the_text_is_followed_if_it_was_asked_for(tiny, text, primer):
+    """Nothing is behind it, and who asked for it wants it small."""
+    chooser = Chooser(tiny, 6, primer_bytes=primer)
+    replace(chooser, lm=Leading(40))
+    member = chooser.primer()
+    chunks = [text[i * 8192 : (i + 1) * 8192] for i in range(2)]
+    codings = chooser.codings(member)
+    numbers = [number for number, _ in chooser.choose(chunks, member)]
+    assert [codings[n].primer_bytes > 0 for n in numbers] == [primer is not None] * 2
+
+
 @given(
     level=st.sampled_from([2, 4, 6, 9]),
     size=st.sampled_from([1, 5, 8 << 10, 16 << 10, 24 << 10, 40 << 10, 64 << 10, 200 << 10]),
@@ -402,7 +414,7 @@ class Leading(Sparing):
 @pytest.mark.parametrize(("saved", "led"), [(40, 4), (1, 0)])
 def test_the_primer_is_coded_in_order_if_anything_follows_it(tiny, text, saved, led, batches):
     """Then its state is there when it is decoded. If nothing does, its chunks need no others."""
-    chooser = Chooser(tiny, 6, primer_bytes=1 << 14)
+    chooser = Chooser(tiny, 6)
     leading = Leading(saved)
     replace(chooser, lm=leading)
     chunks = [text[i * 4096 : (i + 1) * 4096] for i in range(14)]

@@ -232,7 +232,7 @@ class Chooser:
                 primer.shorten(max(primer.end, min(primer.limit, most)))
         tried += self._try(chunks[len(tried) :], primer)
         best = [each.best for each in tried]
-        if any(number == _LM_PRIMED for number, _ in best):
+        if not self._is_bounded or any(number == _LM_PRIMED for number, _ in best):
             for i, (number, blob) in enumerate(best):
                 leading = tried[i].leading
                 if leading and number == _LM and len(leading) <= MAX_LEADING * len(blob):
