@@ -261,7 +261,7 @@ def test_what_a_chooser_writes(tiny, text, search, shape):
                 at = int(layout.blob_offsets[i])
                 blob = container[at : at + int(layout.coded_sizes[i])]
                 assert blob == planned.blob(number, chunks[i], chunks[:i])
-        check_reading(container, data, size, **search)
+    check_reading(container, data, size, **search)
 
 
 def test_following_makes_chunks_smaller(tiny, data):

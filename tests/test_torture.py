@@ -28,8 +28,8 @@ def folder(tmp_path):
 
 
 class TestOperations:
-    def test_twenty_thousand_at_random(self, folder):
-        done = fsx.run(folder, 20_000, processes=3, seed=20)
+    def test_ten_thousand_at_random(self, folder):
+        done = fsx.run(folder, 10_000, processes=3, seed=20)
         assert done["frozen True"] > 100, "nearly nothing was frozen: this tests little"
         assert done["thaw"] > 100
 
