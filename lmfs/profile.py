@@ -78,20 +78,19 @@ _DESCRIPTION_10 = _DESCRIPTION_8.replace("coder profile 8", "coder profile 10").
     " places of a match; its data follows the table",
 )
 
-_DESCRIPTION_11 = _DESCRIPTION_7.replace("coder profile 7", "coder profile 11").replace(
-    "its data follows the table",
+_LONG_MEMORY = (
     "2^19 slots, 2^16 runs of a context, 2^17 places of a match, and in front of them for each"
-    " strand of a chunk 2^16, 2^11, 2^13; its data follows the table",
+    " strand of a chunk 2^16, 2^11, 2^13; its data follows the table"
+)
+
+_DESCRIPTION_11 = _DESCRIPTION_7.replace("coder profile 7", "coder profile 11").replace(
+    "its data follows the table", _LONG_MEMORY
 )
 
 _DESCRIPTION_12 = (
     _DESCRIPTION_8.replace("coder profile 8", "coder profile 12")
     .replace("of 8192 bytes and more", "of 8192 to 16384 bytes")
-    .replace(
-        "its data follows the table",
-        "2^19 slots, 2^16 runs of a context, 2^17 places of a match, and in front of them for each"
-        " strand of a chunk 2^16, 2^11, 2^13; its data follows the table",
-    )
+    .replace("its data follows the table", _LONG_MEMORY)
 )
 
 # BLAKE3 of the mixers' data that were released, by their numbers.
@@ -264,7 +263,7 @@ def profile_10() -> CoderProfile:
 
 @functools.cache
 def profile_11() -> CoderProfile:
-    """Profile 9 with more memory, for primers of half a megabyte."""
+    """Profile 9 with more memory, for longer primers."""
     return dataclasses.replace(
         profile_9(),
         description=_DESCRIPTION_11,

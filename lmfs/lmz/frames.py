@@ -136,8 +136,8 @@ class FrameDecoder:
                 continue
             if follows < coding.primer_bytes:
                 assert after is not None
+                codec = cast("LmCodec | MixCodec", self._codec(coding))
                 for i in lanes:
-                    codec = cast("LmCodec | MixCodec", self._codec(coding))
                     chunks[i], _ = _decode_on(codec, after.copy(), frames[i])
             else:
                 self._decode_lanes(self._codec(coding), frames, lanes, chunks, after)

@@ -550,7 +550,7 @@ std::size_t Mixer::path(Strand& strand, Memory& memory, Votes& votes, std::size_
         const std::size_t group = std::min<std::size_t>(level / kLevelsOfSlot, kGroups - 1);
         if (level % kLevelsOfSlot == 0) {
             in_slot = 1;
-            for (std::size_t i = 0; i < kContexts; ++i) 
+            for (std::size_t i = 0; i < kContexts; ++i)
                 slots[i] = &memory.slot(hashes[i], profile_->tables.seen);
             if (level == 0)
                 for (std::size_t i = 1; i <= 5; ++i)
