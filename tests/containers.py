@@ -18,7 +18,7 @@ from lmfs.container import CodecId, Coding
 from lmfs.engines.native import NativeEngine
 from lmfs.models.package import ModelPackage
 from lmfs.native import Mixer, TokenEncoder
-from lmfs.profile import CoderProfile, profile_9
+from lmfs.profile import CoderProfile, profile_by_number
 
 CHEAP = Chooser(zstd_level=3)
 STORE = bytes(range(16))
@@ -95,7 +95,7 @@ class Planned(WholeChunks):
         primer_bytes: int,
         profile: CoderProfile | None = None,
     ) -> None:
-        self.package, self.profile = package, profile or profile_9()
+        self.package, self.profile = package, profile or profile_by_number(9)
         ids = package.id, self.profile.id
         self._codings = [
             Coding(CodecId.RAW),

@@ -18,15 +18,15 @@ from lmfs.codecs.raw import RawCodec
 from lmfs.codecs.zstd import ZstdCodec
 from lmfs.container import CodecId, Coding
 from lmfs.errors import DamagedError, UnknownModelError, VersionError
-from lmfs.profile import PROFILE_1, profile, profile_2, profile_8, profile_9, profile_10
+from lmfs.profile import PROFILE_1, profile_by_number
 from lmfs.types import Codec
 
 CODECS = {
     "raw": lambda package: RawCodec(),
     "zstd": lambda package: ZstdCodec(),
     "lm": LmCodec,
-    "lm and mixer": lambda package: LmCodec(package, profile_2()),
-    "mix": lambda package: MixCodec(package, profile_2()),
+    "lm and mixer": lambda package: LmCodec(package, profile_by_number(2)),
+    "mix": lambda package: MixCodec(package, profile_by_number(2)),
 }
 
 
@@ -48,7 +48,7 @@ def test_any_chunks_come_back_in_any_batch(codec, chunks):
 
 def test_chunks_that_follow_a_state_come_back(codec, tiny, text):
     mixing = isinstance(codec, MixCodec) or getattr(codec, "profile", PROFILE_1) is not PROFILE_1
-    after = MixCodec(tiny, profile_2()).start()
+    after = MixCodec(tiny, profile_by_number(2)).start()
     after.prime(text[:2000], 500)
     before = after.adaptive()
     chunks = [text[1500:2300], text[3000:3100], b"\0\xff" * 50]
@@ -75,7 +75,7 @@ def test_codings_open_their_codecs(tiny):
     assert isinstance(open_codec(Coding(CodecId.ZSTD)), ZstdCodec)
     lm = Coding(CodecId.LM, tiny.id, PROFILE_1.id)
     assert isinstance(open_codec(lm, [tiny.path.parent]), LmCodec)
-    mix = Coding(CodecId.MIX, tiny.id, profile_2().id, 5)
+    mix = Coding(CodecId.MIX, tiny.id, profile_by_number(2).id, 5)
     assert isinstance(open_codec(mix, [tiny.path.parent]), MixCodec)
     with pytest.raises(UnknownModelError, match="77777777"):
         open_codec(Coding(CodecId.LM, b"\x77" * 16, PROFILE_1.id))
@@ -102,7 +102,7 @@ def test_each_chunk_gets_the_smallest(tiny, text):
     noise = random.Random(1).randbytes(2000)
     chunks = [noise, b"a\0b" * 700, text[5000:7000], b"x", text[:300], b"the same again. " * 500]
     chosen = choose(Chooser(tiny, 9, primer_bytes=0), chunks)
-    ids = profile(LEVELS[9].profiles[1])
+    ids = profile_by_number(LEVELS[9].profiles[1])
     codecs = [RawCodec(), ZstdCodec(), MixCodec(tiny, ids), LmCodec(tiny, ids)]
     for chunk, (number, blob) in zip(chunks, chosen, strict=True):
         assert codecs[number].decode([blob], [len(chunk)]) == [chunk]
@@ -124,7 +124,7 @@ def test_what_a_level_tries(tiny, text, level):
         {CodecId.MIX} if level < 3 else set()
     )
     number = {3: 9, 4: 9, 9: 12}.get(level, 10)
-    assert {coding.profile_id for coding in codings} <= {None, profile(number).id}
+    assert {coding.profile_id for coding in codings} <= {None, profile_by_number(number).id}
     primers = {coding.primer_bytes for coding in codings if coding.codec is CodecId.MIX}
     assert primers == ({LEVELS[level].primer_bytes} if level >= 3 else set())
     for number, blob in choose(chooser, [text[:2000]]):
@@ -138,7 +138,7 @@ def test_what_a_level_tries(tiny, text, level):
 class Recorder:
     """Stands for a codec that predicts, and remembers what it was asked to code with a model."""
 
-    profile = profile_2()
+    profile = profile_by_number(2)
 
     def __init__(self, answer: bytes = b"tiny") -> None:
         self.asked: list[bytes] = []
@@ -256,16 +256,17 @@ def test_a_log_has_a_profile_of_its_own(tiny, text, data):
             self.asked += chunks
             return super().encode_after(chunks, afters)
 
-    for content, small, expected in ((text, 7, profile_10), (log, 2, profile_9)):
+    for content, small, expected in ((text, 7, 10), (log, 2, 9)):
         chooser, without = Chooser(tiny), Chooser(tiny, 4)
         chunks = [content[i * 8192 : (i + 1) * 8192] for i in range(7)]
         counting = Counting(*chunks[:small])
         replace(chooser, lm=counting)
         primer = chooser.primer()
         chosen = chooser.choose(chunks, primer)
-        assert {coding.profile_id for coding in chooser.codings(primer)[2:]} == {expected().id}
+        ids = {coding.profile_id for coding in chooser.codings(primer)[2:]}
+        assert ids == {profile_by_number(expected).id}
         assert [chunk for _, chunk in chosen[:small]] == [b"tiny"] * small
-        if expected is profile_9:
+        if expected == 9:
             assert chosen[small:] == choose(without, chunks)[small:]
             assert counting.asked[-small:] == chunks[:small]
             assert all(counting.asked.count(chunk) <= 1 for chunk in chunks[small:])
@@ -315,7 +316,7 @@ def test_a_primer_that_was_asked_for_is_as_long(tiny, text, data, level, content
     assert len(chosen) == 16
     assert (primer.limit, primer.end) == (100 << 10, 96 << 10)
     number = LEVELS[level].profiles[content == "prose" and level > 4]
-    assert primer.coders.ids == (tiny.id, profile(number).id)
+    assert primer.coders.ids == (tiny.id, profile_by_number(number).id)
 
 
 @pytest.mark.parametrize("primer", [None, 1 << 20])
@@ -385,7 +386,7 @@ def test_a_few_chunks_do_not_make_their_readers_wait_for_the_primer(
 class Leading(Sparing):
     """Codes whatever is behind something in fewer bytes; states are said by what they have seen."""
 
-    profile = profile_8()
+    profile = profile_by_number(8)
 
     def __init__(self, saved: int) -> None:
         super().__init__()

@@ -21,17 +21,7 @@ from lmfs.engines.native import NativeEngine
 from lmfs.engines.ort import OrtEngine
 from lmfs.errors import DamagedError
 from lmfs.native import TokenDecoder
-from lmfs.profile import (
-    CoderProfile,
-    profile_2,
-    profile_4,
-    profile_7,
-    profile_8,
-    profile_9,
-    profile_10,
-    profile_11,
-    profile_12,
-)
+from lmfs.profile import CoderProfile, profile_by_number
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +68,10 @@ def test_more_chunks_than_lanes(codec, text):
 
 
 @pytest.mark.parametrize("size", [100, 16 << 10])
-@pytest.mark.parametrize("profile", [profile_2, profile_7, profile_8])
-def test_the_mixers_of_all_lanes_take_a_megabyte_each(tiny, profile, size):
+@pytest.mark.parametrize("number", [2, 7, 8])
+def test_the_mixers_of_all_lanes_take_a_megabyte_each(tiny, number, size):
     """Chunks in strands fill the lanes; of others, which have a mixer each, fewer go together."""
-    codec = LmCodec(tiny, profile())
+    codec = LmCodec(tiny, profile_by_number(number))
     engine = SimpleNamespace(lanes=MAX_LANES)
     work = lm._Decoding(codec, engine, b"", size, codec.mixer)
     assert work.most * codec.profile.strands_of(size) <= MAX_LANES
@@ -89,12 +79,10 @@ def test_the_mixers_of_all_lanes_take_a_megabyte_each(tiny, profile, size):
 
 
 @pytest.mark.parametrize("size", [100, 16 << 10, 64 << 10])
-@pytest.mark.parametrize(
-    ("profile", "most"), [(profile_9, 1.1), (profile_10, 1.1), (profile_11, 1.4), (profile_12, 1.4)]
-)
-def test_a_lane_has_a_megabyte_in_front_of_what_it_follows(tiny, text, profile, most, size):
+@pytest.mark.parametrize(("number", "most"), [(9, 1.1), (10, 1.1), (11, 1.4), (12, 1.4)])
+def test_a_lane_has_a_megabyte_in_front_of_what_it_follows(tiny, text, number, most, size):
     """However much that is, which all of them share."""
-    codec = LmCodec(tiny, profile())
+    codec = LmCodec(tiny, profile_by_number(number))
     engine = SimpleNamespace(lanes=MAX_LANES)
     after = codec.mixer.copy()
     after.prime(text * 20, 16 << 10)
@@ -108,7 +96,7 @@ def test_a_lane_has_a_megabyte_in_front_of_what_it_follows(tiny, text, profile, 
 
 
 def test_of_large_mixers_some_go_together(tiny):
-    codec = LmCodec(tiny, profile_4())
+    codec = LmCodec(tiny, profile_by_number(4))
     engine = SimpleNamespace(lanes=MAX_LANES)
     assert lm._Decoding(codec, engine, b"", 65536, codec.mixer).most == 7
 
@@ -116,7 +104,7 @@ def test_of_large_mixers_some_go_together(tiny):
 @pytest.fixture(scope="module")
 def stranded(tiny) -> LmCodec:
     """As under profile 5, but with shorter chunks."""
-    before = profile_2()
+    before = profile_by_number(2)
     profile = CoderProfile("", before.table, before.mixer_data, strands=3, strands_from_bytes=90)
     return LmCodec(tiny, profile)
 
@@ -239,7 +227,7 @@ def test_strands_in_any_batch_and_engine(stranded, text, monkeypatch):
     chunks = [text[200 * k : 200 * k + size] for k, size in enumerate(sizes)]
     blobs = round_trip(stranded, chunks)
     assert round_trip(stranded, chunks[::-1]) == blobs[::-1]
-    single = LmCodec(stranded.package, profile_2())
+    single = LmCodec(stranded.package, profile_by_number(2))
     assert [a == b for a, b in zip(blobs, single.encode(chunks), strict=True)][:3] == [1, 1, 0]
     monkeypatch.setattr("lmfs.codecs.lm.engine_for", lambda package: OrtEngine(package, threads=1))
     assert round_trip(stranded, chunks) == blobs
@@ -269,8 +257,8 @@ import resource, sys
 from pathlib import Path
 from lmfs.codecs.lm import LmCodec
 from lmfs.models.package import ModelPackage
-from lmfs.profile import profile_2
-codec = LmCodec(ModelPackage.load(Path(sys.argv[1])), profile_2())
+from lmfs.profile import profile_by_number
+codec = LmCodec(ModelPackage.load(Path(sys.argv[1])), profile_by_number(2))
 chunks = [b"some text, and more of it" for _ in range(60)]
 def most():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10

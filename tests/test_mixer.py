@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lmfs.native import Mixer, MixerProfile, TokenDecoder, TokenEncoder, Vocabulary
-from lmfs.profile import PROFILE_1, profile_2
+from lmfs.profile import PROFILE_1, profile_by_number
 
 SINGLE = [bytes([byte]) for byte in range(256)]
 WORDS = """
@@ -28,7 +28,7 @@ lib|amd64|un|ck|:|ü|0.|1.
 ENGLISH = sorted({*SINGLE, *(word.encode() for word in re.split(r"[|\n]", WORDS))})
 PAIRS = sorted(SINGLE + [bytes([a, b]) for a in range(256) for b in range(255)])  # depth 16
 TABLE = np.array(PROFILE_1.table)
-DATA = profile_2().mixer_data
+DATA = profile_by_number(2).mixer_data
 
 Rows = NDArray[np.int16]
 

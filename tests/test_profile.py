@@ -19,22 +19,12 @@ from lmfs.profile import (
     ID_BYTES,
     PROFILE_1,
     CoderProfile,
-    profile_2,
-    profile_3,
-    profile_4,
-    profile_5,
-    profile_6,
-    profile_7,
-    profile_8,
-    profile_9,
-    profile_10,
-    profile_11,
-    profile_12,
     profile_by_id,
+    profile_by_number,
 )
 
 # Until they are released their data may be learned anew; then these constants change with it:
-#     python -c "from lmfs.profile import profile_2; print(profile_2().id.hex())"
+#     python -c "from lmfs.profile import *; print(profile_by_number(2).id.hex())"
 PROFILE_2_ID = "e0ce3dbeedb1099104273b491ca3cfdc"
 PROFILE_3_ID = "e017c81bddc117541fa2f9abd1aa176e"
 PROFILE_4_ID = "6f169bed8fdf4aff07ff25667b5f621e"
@@ -71,21 +61,22 @@ def test_the_id_is_the_released_one() -> None:
 
 def test_the_id_of_profile_2() -> None:
     """Golden, likewise: all else of the mixer's data is compared with nothing."""
-    assert profile_2().id.hex() == PROFILE_2_ID
-    assert profile_by_id(profile_2().id) is profile_2()
+    assert profile_by_number(2).id.hex() == PROFILE_2_ID
+    assert profile_by_id(profile_by_number(2).id) is profile_by_number(2)
 
 
 def test_profile_2_is_profile_1_with_a_mixer() -> None:
-    assert profile_2().table is PROFILE_1.table
+    profile = profile_by_number(2)
+    assert profile.table is PROFILE_1.table
     assert (PROFILE_1.mixer, PROFILE_1.mixer_data) == (None, b"")
-    assert profile_2().mixer is not None
-    assert profile_2().description.splitlines()[2:] == PROFILE_1.description.splitlines()[2:]
-    assert "mixer: 2" in profile_2().description
-    assert "coder profile 2" in profile_2().description
+    assert profile.mixer is not None
+    assert profile.description.splitlines()[2:] == PROFILE_1.description.splitlines()[2:]
+    assert "mixer: 2" in profile.description
+    assert "coder profile 2" in profile.description
 
 
 def test_profile_3_remembers_more() -> None:
-    before, profile = profile_2(), profile_3()
+    before, profile = profile_by_number(2), profile_by_number(3)
     assert profile.id.hex() == PROFILE_3_ID
     assert profile_by_id(profile.id) is profile
     assert (profile.table, profile.mixer_data) == (before.table, before.mixer_data)
@@ -97,7 +88,7 @@ def test_profile_3_remembers_more() -> None:
 
 
 def test_profile_4_sees_the_end_of_a_primer_with_the_model() -> None:
-    before, profile = profile_3(), profile_4()
+    before, profile = profile_by_number(3), profile_by_number(4)
     assert profile.id.hex() == PROFILE_4_ID
     assert profile_by_id(profile.id) is profile
     assert (profile.table, profile.mixer_data) == (before.table, before.mixer_data)
@@ -107,7 +98,7 @@ def test_profile_4_sees_the_end_of_a_primer_with_the_model() -> None:
 
 
 def test_profile_5_has_strands() -> None:
-    before, profile = profile_2(), profile_5()
+    before, profile = profile_by_number(2), profile_by_number(5)
     assert profile.id.hex() == PROFILE_5_ID
     assert profile_by_id(profile.id) is profile
     assert (profile.table, profile.mixer_data) == (before.table, before.mixer_data)
@@ -116,15 +107,13 @@ def test_profile_5_has_strands() -> None:
         profile.description
     )
     assert [profile.strands_of(size) for size in (1, 8191, 8192, 1 << 24)] == [1, 1, 4, 4]
-    for other in (PROFILE_1, profile_2(), profile_3(), profile_4()):
+    for other in (PROFILE_1, profile_by_number(2), profile_by_number(3), profile_by_number(4)):
         assert {other.strands_of(size) for size in (1, 8192, 1 << 24)} == {1}
 
 
-@pytest.mark.parametrize(
-    ("number", "make", "id"), [(6, profile_6, PROFILE_6_ID), (7, profile_7, PROFILE_7_ID)]
-)
-def test_profiles_6_and_7_are_profile_5_with_other_data(number, make, id) -> None:
-    before, profile = profile_5(), make()
+@pytest.mark.parametrize(("number", "id"), [(6, PROFILE_6_ID), (7, PROFILE_7_ID)])
+def test_profiles_6_and_7_are_profile_5_with_other_data(number, id) -> None:
+    before, profile = profile_by_number(5), profile_by_number(number)
     assert profile.id.hex() == id
     assert profile_by_id(profile.id) is profile
     assert profile.description == before.description.replace("profile 5", f"profile {number}")
@@ -137,7 +126,7 @@ def test_profiles_6_and_7_are_profile_5_with_other_data(number, make, id) -> Non
 
 
 def test_profile_8_is_profile_6_with_primers_seen_with_the_model() -> None:
-    before, profile = profile_6(), profile_8()
+    before, profile = profile_by_number(6), profile_by_number(8)
     assert profile.id.hex() == PROFILE_8_ID
     assert profile_by_id(profile.id) is profile
     assert profile.table is before.table
@@ -151,16 +140,11 @@ def test_profile_8_is_profile_6_with_primers_seen_with_the_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "id", "before"),
-    [
-        (profile_9, PROFILE_9_ID, profile_7),
-        (profile_10, PROFILE_10_ID, profile_8),
-        (profile_11, PROFILE_11_ID, profile_9),
-        (profile_12, PROFILE_12_ID, profile_10),
-    ],
+    ("number", "id", "before"),
+    [(9, PROFILE_9_ID, 7), (10, PROFILE_10_ID, 8), (11, PROFILE_11_ID, 9), (12, PROFILE_12_ID, 10)],
 )
-def test_profiles_whose_chunks_share_what_they_follow(make, id, before) -> None:
-    profile, before = make(), before()
+def test_profiles_whose_chunks_share_what_they_follow(number, id, before) -> None:
+    profile, before = profile_by_number(number), profile_by_number(before)
     assert profile.id.hex() == id
     assert profile_by_id(profile.id) is profile
     assert (profile.table, profile.mixer_data) == (before.table, before.mixer_data)
@@ -170,10 +154,10 @@ def test_profiles_whose_chunks_share_what_they_follow(make, id, before) -> None:
     said = [int(bits) for bits in re.findall(r"2\^(\d+)", line)]
     default = profile.mixer_sizes == CoderProfile.mixer_sizes
     assert said == [*(() if default else profile.mixer_sizes), *profile.lane_sizes]
-    long = 1 if make is profile_12 else 4
+    long = 1 if number == 12 else 4
     sizes = (8191, 8192, 16384, 16385, 1 << 24)
     assert [profile.strands_of(size) for size in sizes] == [1, 4, 4, long, long]
-    if make is profile_12:
+    if number == 12:
         assert "8192 to 16384 bytes has 4 strands" in profile.description
 
 
@@ -191,15 +175,15 @@ def test_damaged_data_code_nothing(monkeypatch, tmp_path, damage) -> None:
     (tmp_path / "profiles").mkdir()
     (tmp_path / "profiles" / "mixer-6.zst").write_bytes(packed[damage])
     monkeypatch.setattr(profiles, "__file__", str(tmp_path / "profile.py"))
-    for make in (profile_6.__wrapped__, lambda: profiles._mixer_data(6)):
+    for make in (lambda: profile_by_number.__wrapped__(6), lambda: profiles._mixer_data(6)):
         with pytest.raises(DamagedError, match="install lmfs anew"):
             make()
 
 
-@pytest.mark.parametrize("make", [profile_2, profile_6, profile_7, profile_8])
-def test_what_the_mixers_tables_hold(make) -> None:
+@pytest.mark.parametrize("number", [2, 6, 7, 8])
+def test_what_the_mixers_tables_hold(number) -> None:
     """What arithmetic without overflow, and a mixture that means something, rest on."""
-    tables, adaptive = reference_mixer.split(make().mixer_data)
+    tables, adaptive = reference_mixer.split(profile_by_number(number).mixer_data)
     stretch = tables["stretch"].astype(int)
     by_p16, below, above = np.split(stretch, 3)
     for rising in (by_p16, below, above[::-1]):
@@ -223,7 +207,7 @@ def test_the_id_covers_description_table_and_mixer() -> None:
     table = memoryview(array("I", PROFILE_1.table))
     assert CoderProfile(PROFILE_1.description, table).id == PROFILE_1.id
     assert CoderProfile(PROFILE_1.description + " ", table).id != PROFILE_1.id
-    mixed = profile_2()
+    mixed = profile_by_number(2)
     assert CoderProfile(mixed.description, mixed.table, mixed.mixer_data).id == mixed.id
     changed = bytes([*mixed.mixer_data[:-1], mixed.mixer_data[-1] ^ 1])
     assert CoderProfile(mixed.description, mixed.table, changed).id != mixed.id

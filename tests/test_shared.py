@@ -14,7 +14,7 @@ from lmfs.codecs.choose import Chooser
 from lmfs.container import CodecId, Coding, Header, Kind, checksum, parse_header
 from lmfs.errors import DamagedError, UsageError, VerifyError, VersionError
 from lmfs.lmz import shared
-from lmfs.profile import profile_2
+from lmfs.profile import profile_by_number
 from lmfs.store.freeze import freeze, thaw
 from lmfs.store.marks import State
 
@@ -77,8 +77,8 @@ def test_the_first_blob_is_the_references(tiny, texts, search):
     text, chunk = texts[0][:500], texts[1][:120]
     name = shared.file_name(shared.primer_id(text))
     (search[0] / name).write_bytes(lmz.compress(text, chooser=Chooser()))
-    coding = Coding(CodecId.MIX, tiny.id, profile_2().id, shared_id=shared.primer_id(text))
-    mixer = reference.Mixer(profile_2().mixer_data, spellings)
+    coding = Coding(CodecId.MIX, tiny.id, profile_by_number(2).id, shared_id=shared.primer_id(text))
+    mixer = reference.Mixer(profile_by_number(2).mixer_data, spellings)
     mixer.prime(text, shared.PIECE_BYTES)
     assert shared.shared_mixer(coding, search).copy().encode(chunk) == mixer.encode(chunk)
 
@@ -113,7 +113,7 @@ def test_without_its_primer_a_chunk_is_refused_and_others_read(tiny, texts, sear
 
 
 def test_headers(tiny):
-    ids = tiny.id, profile_2().id
+    ids = tiny.id, profile_by_number(2).id
     one, two = b"\1" * 16, b"\2" * 16
     codings = (
         Coding(CodecId.MIX, *ids, 0, one),
@@ -136,7 +136,7 @@ def test_headers(tiny):
 
 def test_an_archive_with_a_shared_primer_is_of_a_later_version(tiny):
     header = Header(
-        Kind.FROZEN, 100, (Coding(CodecId.MIX, tiny.id, profile_2().id, 0, STORE),), STORE
+        Kind.FROZEN, 100, (Coding(CodecId.MIX, tiny.id, profile_by_number(2).id, 0, STORE),), STORE
     )
     data = bytearray(header.pack()[: -4 - 18])  # without the store's record
     data[:8] = Kind.ARCHIVE.value

@@ -29,7 +29,7 @@ from lmfs.codecs.threads import (
 )
 from lmfs.errors import DamagedError, EngineError
 from lmfs.native import Mixer
-from lmfs.profile import profile_2
+from lmfs.profile import profile_by_number
 
 WAIT_S = 30
 
@@ -292,7 +292,7 @@ def test_a_fork_has_threads_of_its_own():
 @pytest.mark.parametrize("slice_tokens", [1, 7, 1 << 20])
 def test_priming_in_slices_gives_the_same_state(tiny, data, monkeypatch, slice_tokens):
     text = (data / "alice29.txt").read_bytes()[:900]
-    expected = Mixer(profile_2().mixer, tiny.tokenizer().vocabulary)
+    expected = Mixer(profile_by_number(2).mixer, tiny.tokenizer().vocabulary)
     got = expected.copy()
     expected.prime(text, 300)
     monkeypatch.setattr(primer, "SLICE_TOKENS", slice_tokens)
@@ -309,7 +309,7 @@ def test_priming_in_slices_gives_the_same_state(tiny, data, monkeypatch, slice_t
 def test_a_state_is_behind_what_was_asked_for(tiny, data, monkeypatch):
     """Though chunks are fed while it is made, with a state of their own or without."""
     text = (data / "alice29.txt").read_bytes()[:1000]
-    start = Mixer(profile_2().mixer, tiny.tokenizer().vocabulary)
+    start = Mixer(profile_by_number(2).mixer, tiny.tokenizer().vocabulary)
     known = primer.Primer(1000, start.copy)
     known.feed(text[:250])
     real = primer.prime
@@ -336,8 +336,8 @@ def test_any_order_gives_the_same_bytes(tiny, data, monkeypatch, count, slice_to
     """Many readers, of all priorities, some raised, some called off, some damaged, some freezing:
     every chunk is what decoding it by itself gives."""
     text = (data / "alice29.txt").read_bytes()
-    lm_codec, mix_codec = LmCodec(tiny, profile_2()), MixCodec(tiny, profile_2())
-    primed = Mixer(profile_2().mixer, tiny.tokenizer().vocabulary)
+    lm_codec, mix_codec = LmCodec(tiny, profile_by_number(2)), MixCodec(tiny, profile_by_number(2))
+    primed = Mixer(profile_by_number(2).mixer, tiny.tokenizer().vocabulary)
     primed.prime(text[:500], 500)
     chunks = [text[at : at + 20 + at % 170] for at in range(1000, 9000, 500)]
     cases = [
@@ -402,7 +402,7 @@ def test_any_order_gives_the_same_bytes(tiny, data, monkeypatch, count, slice_to
 def test_a_damaged_chunk_in_a_merged_batch_fails_its_own_reader_only(tiny, data, monkeypatch):
     count = 4  # lanes that any engine takes together
     text = (data / "alice29.txt").read_bytes()
-    codec = LmCodec(tiny, profile_2())
+    codec = LmCodec(tiny, profile_by_number(2))
     chunks = [text[k * 300 : k * 300 + 300] for k in range(count)]
     blobs = codec.encode(chunks)
     blobs[2] = blobs[2][:40]

@@ -20,7 +20,7 @@ from lmfs.engines.ort import CPU, OrtEngine
 from lmfs.engines.walk import walk
 from lmfs.models.verify import verify
 from lmfs.native import MixerProfile, usable_isas
-from lmfs.profile import CoderProfile, profile_6
+from lmfs.profile import CoderProfile, profile_by_number
 from lmfs.tokenizer import Tokenizer
 
 SHAPE = em.Shape(vocab=320, width=32, layers=2, hidden=64, hash_rows=64)
@@ -30,7 +30,8 @@ def test_a_mixer_that_learned_with_the_model_is_what_it_was_without(tiny, data):
     prose = (data / "alice29.txt").read_bytes()
     runs = [[prose[i : i + 1500] for i in range(at, at + 4500, 1500)] for at in (0, 9000, 30000)]
     learned = mixer.learn_led(tiny, runs)
-    before = np.frombuffer(profile_6().mixer_data[mixer.TABLES.itemsize :], mixer.ADAPTIVE)[0]
+    data = profile_by_number(6).mixer_data[mixer.TABLES.itemsize :]
+    before = np.frombuffer(data, mixer.ADAPTIVE)[0]
     for name in ("by_vote", "by_count", "by_voters", "by_match", "by_order", "final"):
         assert np.array_equal(learned[name][0], before[name][0])
         assert not np.array_equal(learned[name][1], before[name][1])

@@ -19,7 +19,7 @@ from lmfs.codecs.choose import Chooser
 from lmfs.codecs.levels import DEFAULT_LEVEL
 from lmfs.lmz import LmzReader, LmzWriter
 from lmfs.models import registry
-from lmfs.profile import PROFILES, profile
+from lmfs.profile import PROFILES, profile_by_number
 
 CHUNK_SIZE = 2048
 
@@ -60,7 +60,8 @@ def main() -> None:
         codecs = list(reader.statistics())
         (member,) = reader.members
         ids = {coding.profile_id for coding in member.codings} - {None}
-    level += "".join(f"-profile-{number}" for number in PROFILES if profile(number).id in ids)
+    numbers = [number for number in PROFILES if profile_by_number(number).id in ids]
+    level += "".join(f"-profile-{number}" for number in numbers)
     path = args.data / "golden" / f"1.0-{args.model}{level}.lmz"
     if path.exists():
         raise SystemExit(f"{path} is there already: golden files are never written anew")

@@ -22,7 +22,7 @@ from lmfs.engines import engine_for
 from lmfs.models import registry
 from lmfs.models.package import ModelPackage
 from lmfs.native import Mixer, MixerProfile, TokenEncoder, Vocabulary
-from lmfs.profile import PROFILE_1, CoderProfile, profile_6
+from lmfs.profile import PROFILE_1, CoderProfile, profile_by_number
 
 from .corpus import MARKED_UP, WEIGHTS
 from .debian_texts import KINDS
@@ -264,7 +264,7 @@ def learn_led(package: ModelPackage, runs: list[list[bytes]]) -> NDArray[np.void
 
     The mean as of `learn`; the weights for where no model runs stay as they were.
     """
-    before = profile_6()
+    before = profile_by_number(6)
     codec = LmCodec(package, before)
     assert before.mixer is not None
     mixer = Mixer(before.mixer, package.tokenizer().vocabulary)

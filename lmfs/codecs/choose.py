@@ -104,9 +104,9 @@ class Chooser:
         self._shared = shared
         self._prose = self._log = _Coders()  # the log's: also of what follows a shared primer
         if model is not None and self._level.mixer:
-            from lmfs import profile
+            from lmfs.profile import profile_by_number
 
-            made = [profile.profile(number) for number in self._level.profiles]
+            made = [profile_by_number(number) for number in self._level.profiles]
             self._prose = self._log = self._coders(model, made[0])
             if self._level.model:
                 self._prose = self._coders(model, made[1])

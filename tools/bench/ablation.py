@@ -135,7 +135,7 @@ def main() -> None:
     args = parser.parse_args()
     console = Console()
     package = registry.shipped()
-    profile = profiles.profile(args.profile)
+    profile = profiles.profile_by_number(args.profile)
     rows: list[dict[str, object]] = []
     for path in track(args.files, description="Measuring", console=console):
         figures = measure(

@@ -33,7 +33,7 @@ from lmfs.engines import engine_for
 from lmfs.lmz import ChunkCache, LmzReader, LmzWriter
 from lmfs.models import registry
 from lmfs.native import TokenDecoder
-from lmfs.profile import profile_2
+from lmfs.profile import profile_by_number
 
 RANDOM_READS, READ_BYTES = 15, 4096
 PROFILE_LANES = (1, 16, 64)
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--json", type=pathlib.Path)
     args = parser.parse_args()
     console = Console()
-    codec = LmCodec(registry.shipped(), profile_2())
+    codec = LmCodec(registry.shipped(), profile_by_number(2))
     engine_for(codec.package)
     codec.decode(codec.encode([b"warm up"]), [7])
     with tempfile.TemporaryDirectory(prefix="lmfs-bench-") as folder:

@@ -11,7 +11,7 @@ import numpy as np
 
 from lmfs.models import registry
 from lmfs.native import Mixer, MixerProfile
-from lmfs.profile import profile_2
+from lmfs.profile import profile_by_number
 
 from . import __doc__ as about
 
@@ -29,7 +29,8 @@ def build(folder: pathlib.Path) -> pathlib.Path:
 
 def seeds(folder: pathlib.Path) -> None:
     """Inputs that decode, behind primers of all lengths."""
-    profile = MixerProfile(profile_2().mixer_data, profile_2().mixer_sizes, (9, 4, 5))
+    two = profile_by_number(2)
+    profile = MixerProfile(two.mixer_data, two.mixer_sizes, (9, 4, 5))
     vocabulary = registry.shipped().tokenizer().vocabulary
     for number, primer in enumerate(TEXTS):
         for chunk in TEXTS[1:]:
@@ -59,7 +60,7 @@ def main() -> None:
     spellings = [tokenizer.spell(np.array([k], np.uint16)) for k in range(len(tokenizer))]
     files = {
         "LMFS_FUZZ_VOCABULARY": b"".join(bytes([len(token)]) + token for token in spellings),
-        "LMFS_FUZZ_PROFILE": profile_2().mixer_data,
+        "LMFS_FUZZ_PROFILE": profile_by_number(2).mixer_data,
     }
     for name, content in files.items():
         (args.folder / name).write_bytes(content)
