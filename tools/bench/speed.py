@@ -37,6 +37,7 @@ from lmfs.profile import profile_by_number
 
 RANDOM_READS, READ_BYTES = 15, 4096
 PROFILE_LANES = (1, 16, 64)
+PROSE_PROFILE = 10  # the default level's
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -108,7 +109,8 @@ def profile(codec: LmCodec, data: bytes, lanes: int) -> dict[str, float]:
     chunk = data[:2048]
     blobs = codec.encode([chunk]) * lanes
     vocabulary = codec.tokenizer.vocabulary
-    mixers = [codec.mixer] * lanes
+    assert codec.mixer is not None
+    mixers = [codec.mixer.branch() for _ in range(lanes)]
     sizes = [len(chunk)] * lanes
     decoder = TokenDecoder(vocabulary, codec.profile.table, blobs, sizes, mixers)
     engine = engine_for(codec.package)
@@ -135,7 +137,7 @@ def main() -> None:
     parser.add_argument("--json", type=pathlib.Path)
     args = parser.parse_args()
     console = Console()
-    codec = LmCodec(registry.shipped(), profile_by_number(2))
+    codec = LmCodec(registry.shipped(), profile_by_number(PROSE_PROFILE))
     engine_for(codec.package)
     codec.decode(codec.encode([b"warm up"]), [7])
     with tempfile.TemporaryDirectory(prefix="lmfs-bench-") as folder:
