@@ -50,6 +50,24 @@ class TestHelp:
         assert code == 2
         assert "nonsense" in err
 
+    @pytest.mark.parametrize("buffered", ["", "1"])
+    @pytest.mark.parametrize("command", ["--version", "--help", "model list"])
+    def test_an_output_that_takes_nothing(self, command, buffered):
+        """As tests/test_cli_lmz.py has it."""
+        for target, expected in (
+            (">/dev/full", "lmfs: No space left on device\n"),
+            ("| true; exit ${PIPESTATUS[0]}", ""),
+        ):
+            done = subprocess.run(
+                ["bash", "-c", f"{sys.executable} -m lmfs {command} {target}"],
+                env=os.environ | {"PYTHONUNBUFFERED": buffered},
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 1
+            assert done.stderr.replace("standard output: ", "") == expected
+
     def test_as_a_module(self):
         done = subprocess.run(
             [sys.executable, "-m", "lmfs", "--version"], capture_output=True, text=True, check=True

@@ -284,10 +284,45 @@ def test_a_reader_that_stops_is_no_error(run, tmp_path):
     assert out == TEXT[:10] + b"141\n"
 
 
+@pytest.mark.parametrize("buffered", ["", "1"])
+@pytest.mark.parametrize(
+    "command",
+    ["lmz --no-model -c beer.txt", "lmzcat x.lmz", "lmz -l x.lmz", "lmz -V", "lmz --help"],
+)
+def test_an_output_that_takes_nothing(run, file, tmp_path, monkeypatch, command, buffered):
+    """Python would try once more when it exits, complain in its own words, and answer with 120."""
+    (tmp_path / "x.lmz").write_bytes(packed(TEXT[:100]))
+    # Unbuffered, argparse itself keeps quiet about its help.
+    monkeypatch.setenv("PYTHONUNBUFFERED", "" if "--help" in command else buffered)
+    code, _, errors = run("bash", "-c", f"{command} > /dev/full")
+    assert (code, errors.count("\n")) == (1, 1)
+    assert errors.startswith(command.split()[0])
+    assert errors.endswith(": No space left on device\n")
+
+
+@pytest.mark.parametrize("command", ["lmz -c beer.txt >&-", "lmzcat x.lmz >&-"])
+def test_an_output_that_is_closed(run, file, tmp_path, command):
+    (tmp_path / "x.lmz").write_bytes(packed(TEXT[:100]))
+    expected = f"{command.split()[0]}: standard output: Bad file descriptor\n"
+    assert run("bash", "-c", command) == (1, b"", expected)
+
+
+def test_an_input_that_is_closed(run):
+    expected = "lmz: (standard input): Bad file descriptor\n"
+    assert run("bash", "-c", "lmz <&-") == (1, b"", expected)
+
+
+def test_what_was_read_before_an_error_is_written(run, tmp_path, monkeypatch):
+    whole = lmz.compress(TEXT, chunk_size=1000, chooser=Chooser(zstd_level=1))
+    (tmp_path / "x.lmz").write_bytes(whole[: len(whole) // 2])
+    monkeypatch.setenv("PYTHONUNBUFFERED", "")
+    code, out, errors = run("lmzcat", "x.lmz")
+    assert (code, errors.count("\n")) == (1, 1)
+    assert len(out) > 1000
+    assert TEXT.startswith(out)
+
+
 def test_a_full_disk_leaves_the_original(run, file, tmp_path):
-    code, _, errors = run("bash", "-c", "lmz --no-model -c beer.txt > /dev/full")
-    assert code == 1
-    assert "No space left" in errors
     code, _, errors = run("bash", "-c", "ulimit -f 1; trap '' XFSZ; lmz --no-model beer.txt")
     assert code == 1
     assert "File too large" in errors

@@ -6,6 +6,7 @@ prints or exits. One thread.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
@@ -37,13 +38,49 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+class OutputError(OSError):
+    """Standard output takes no more."""
+
+
+def finish_output() -> None:
+    """Write what is left of standard output.
+
+    raises: OutputError, BrokenPipeError. What is left is then dropped; else Python would try again
+        on its way out, complain in its own words and exit with 120.
+    """
+    if sys.stdout is None:  # closed by who started this
+        return
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, sys.stdout.fileno())
+        os.close(nothing)
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise OutputError(error.errno, error.strerror, "standard output") from None
+
+
+def _drop_output() -> None:
+    with contextlib.suppress(OSError):
+        finish_output()
+
+
 def main() -> None:
     """The console script `lmfs`."""
     from .app import app  # typer and rich: not for `lmz`, which starts often
 
     try:
-        app(prog_name="lmfs")
+        try:
+            app(prog_name="lmfs")
+        except SystemExit:  # by which it leaves when all is well, too
+            finish_output()
+            raise
+    except BrokenPipeError:
+        _drop_output()
+        sys.exit(_OS_ERROR)
     except (LmfsError, OSError) as error:
+        _drop_output()
         print(f"lmfs: {message(error)}", file=sys.stderr)
         sys.exit(exit_code(error))
     except KeyboardInterrupt:

@@ -9,6 +9,7 @@ typer, and nothing heavy imported before it is needed: a filter is started often
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import signal
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 import lmfs
+from lmfs.cli import OutputError, finish_output, message
 from lmfs.errors import LmfsError, UsageError, VerifyError
 from lmfs.store.new_file import NewFile
 
@@ -100,7 +102,15 @@ def _threads(text: str) -> int:
 def main(argv: list[str] | None = None) -> int:
     """The console scripts' entry; returns the exit code."""
     program = Path(sys.argv[0]).stem if argv is None else "lmz"
-    return run(program, sys.argv[1:] if argv is None else argv)
+    status = run(program, sys.argv[1:] if argv is None else argv)
+    try:
+        finish_output()
+    except BrokenPipeError:
+        return _die_of(signal.SIGPIPE)
+    except OutputError as error:
+        print(f"{program}: {message(error)}", file=sys.stderr)
+        return _ERROR
+    return status
 
 
 def run(program: str, arguments: list[str]) -> int:
@@ -109,9 +119,6 @@ def run(program: str, arguments: list[str]) -> int:
         options = _parser(program).parse_args(arguments)
     except SystemExit as leaving:
         return _OK if not leaving.code else _ERROR
-    if options.version:
-        print(f"{program} (lmfs) {lmfs.__version__}")
-        return _OK
     if program == "lmzcat":
         options.decompress = options.stdout = True
     elif program == "unlmz":
@@ -122,6 +129,9 @@ def run(program: str, arguments: list[str]) -> int:
         limit_threads(options.threads or len(os.sched_getaffinity(0)))
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
+        if options.version:
+            print(f"{program} (lmfs) {lmfs.__version__}")
+            return _OK
         return _Filter(program, options).run()
     except KeyboardInterrupt:
         return _die_of(signal.SIGINT)
@@ -129,6 +139,9 @@ def run(program: str, arguments: list[str]) -> int:
         return _die_of(signal.SIGTERM)
     except BrokenPipeError:
         return _die_of(signal.SIGPIPE)
+    except OSError as error:  # of what it prints
+        print(f"{program}: {message(error)}", file=sys.stderr)
+        return _ERROR
     finally:
         signal.signal(signal.SIGTERM, previous)
 
@@ -166,6 +179,8 @@ class _Filter:
                 raise
             except _Warning as warning:
                 self._say(f"{_shown(name)}: {warning}", _WARNING)
+            except OutputError as error:
+                self._say(message(error), _ERROR)
             except OSError as error:
                 self._say(f"{_shown(name)}: {error.strerror or error}", _ERROR)
             except LmfsError as error:
@@ -187,6 +202,8 @@ class _Filter:
         if options.list:
             self._list(name)
         elif name == "-":
+            if sys.stdin is None:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
             self._pipe(sys.stdin.buffer, name)
         elif options.test or options.stdout:
             with open(name, "rb") as file:
@@ -198,6 +215,8 @@ class _Filter:
         """Standard input, or a file, to standard output, or to nothing if it is only tested."""
         options = self._options
         decoding = options.decompress or options.test
+        if sys.stdout is None:
+            raise OutputError(errno.EBADF, os.strerror(errno.EBADF), "standard output")
         if not options.force:
             if decoding and source.isatty():
                 raise UsageError("compressed data is not read from a terminal", do="use -f to")
@@ -209,13 +228,15 @@ class _Filter:
             self._report(f"{_shown(name)}: OK")
             return
         out = sys.stdout.buffer
-        if decoding:
-            pieces = _decoded_or_copied if options.force and options.stdout else _decoded
-            for piece in pieces(source, name):
-                out.write(piece)
-        else:
-            self._compress(source, out, lambda count: None)
-        out.flush()
+        try:
+            if decoding:
+                pieces = _decoded_or_copied if options.force and options.stdout else _decoded
+                for piece in pieces(source, name):
+                    out.write(piece)
+            else:
+                self._compress(source, out, lambda count: None)
+        finally:
+            finish_output()  # also what was there before an error
 
     def _compress(self, source: BinaryIO, out: BinaryIO, progress: Callable[[int], None]) -> bytes:
         """Returns the hash of what was read, made here and not by the writer."""
