@@ -46,6 +46,11 @@ def pack_head(header: Header, coding: int, size: int, coded_size: int) -> bytes:
     )
 
 
+def pack_section_head(header: Header, kind: int, size: int) -> bytes:
+    """The head of a section's frame: a payload of `size` bytes."""
+    return pack_varint(kind << header.coding_bits | header.escape) + pack_varint(size)
+
+
 class SectionFrame(NamedTuple):
     """A typed section between the chunks: `offset` is its payload's, from the member's start."""
 

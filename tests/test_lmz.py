@@ -28,14 +28,16 @@ from hypothesis import strategies as st
 import lmfs
 from lmfs import lmz
 from lmfs.codecs.threads import Priority, current_urgency
-from lmfs.container import CodecId, Coding, checksum, pack_varint
+from lmfs.container import CodecId, Coding, checksum, header_length, pack_varint
 from lmfs.errors import (
     DamagedError,
     FormatError,
+    LmfsError,
     UsageError,
     VersionError,
 )
 from lmfs.lmz.ahead import Streams
+from lmfs.lmz.inspect import Inspection
 
 # ------------------------------------------------------------------------------ round trips
 
@@ -491,7 +493,7 @@ def test_frozen_files_are_for_their_store_alone():
 
 def with_section(container: bytes, kind: int, payload: bytes) -> bytes:
     """The one-member container with a section before its first chunk."""
-    from lmfs.container import Trailer, header_length, parse_header
+    from lmfs.container import Trailer, parse_header
     from lmfs.layout import pack_index
 
     with reader(container) as whole:
@@ -535,3 +537,23 @@ def test_unknown_sections_are_skipped_unless_critical():
         assert whole.read() == data
         with pytest.raises(DamagedError):
             whole.verify()
+
+
+def test_every_flipped_bit_of_a_section_is_noticed_by_all_who_look_at_it():
+    """Its head before it, too: the index has the same again."""
+    data, payload = sample(100), b"new"
+    container = with_section(packed(data), 4, payload)
+    with reader(container) as whole:
+        (section,) = whole.members[0].layout.sections
+    begin = header_length(container)
+    assert section.offset == begin + 2 + 4
+    for at in range(begin, section.offset + len(payload)):
+        for bit in range(8):
+            broken = bytearray(container)
+            broken[at] ^= 1 << bit
+            with pytest.raises(LmfsError):
+                lmz.decompress(bytes(broken))
+            with reader(bytes(broken)) as whole, pytest.raises(DamagedError):
+                whole.verify()
+            with Inspection(io.BytesIO(broken)) as inspection:
+                assert len(list(inspection.frames())) == 1

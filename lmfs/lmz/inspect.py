@@ -23,6 +23,7 @@ from lmfs.container import (
     parse_header,
 )
 from lmfs.errors import DamagedError, LmfsError
+from lmfs.layout import pack_section_head
 from lmfs.lmz.members import Chunks, FoundMembers, Member, matched_member, read_trailer
 from lmfs.lmz.source import FileSource, section_holds
 
@@ -91,10 +92,10 @@ class Inspection:
                 at, length = member.offset + frame, blob - frame - CHECKSUM_BYTES
                 if self._source.pread(length, at) != layout.heads[start : start + length]:
                     yield Problem(at, "a frame's head and the index differ")
-            for section in layout.sections:
-                at = member.offset + section.offset
-                if not section_holds(self._source, at, section.size):
-                    yield Problem(at, f"checksum of a section of type {section.kind}")
+            for kind, offset, size in layout.sections:
+                head = pack_section_head(member.header, kind, size)
+                if not section_holds(self._source, member.offset + offset, size, head):
+                    yield Problem(member.offset + offset, f"section of type {kind}")
 
     def content(
         self,

@@ -23,6 +23,7 @@ from blake3 import blake3
 from lmfs.codecs.threads import Cancelled, Priority, Urgency, current_urgency, working
 from lmfs.container import Kind
 from lmfs.errors import DamagedError, FormatError, LmfsError, UsageError
+from lmfs.layout import pack_section_head
 from lmfs.lmz.ahead import Streams, pool
 from lmfs.lmz.cache import ChunkCache
 from lmfs.lmz.members import Chunks, Member, read_members
@@ -344,9 +345,10 @@ class LmzReader(io.BufferedIOBase):
             self._verify_sections(member)
 
     def _verify_sections(self, member: Member) -> None:
-        for section in member.layout.sections:
-            if not section_holds(self._source, member.offset + section.offset, section.size):
-                raise DamagedError(f"section of type {section.kind}", where=self._where)
+        for kind, offset, size in member.layout.sections:
+            head = pack_section_head(member.header, kind, size)
+            if not section_holds(self._source, member.offset + offset, size, head):
+                raise DamagedError(f"section of type {kind}", where=self._where)
 
     # -- file object
 

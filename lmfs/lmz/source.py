@@ -95,8 +95,13 @@ class FileSource:
             os.close(fd)
 
 
-def section_holds(source: FileSource, at: int, size: int) -> bool:
-    """Whether the payload of `size` bytes at `at` has the checksum before it; kept in pieces."""
+def section_holds(source: FileSource, at: int, size: int, head: bytes = b"") -> bool:
+    """Whether the payload of `size` bytes at `at` has its checksum before it; kept in pieces.
+
+    head: which is to stand before both
+    """
+    if source.pread(len(head), at - CHECKSUM_BYTES - len(head)) != head:
+        return False
     digest = xxhash.xxh3_64()
     for begin in range(at, at + size, _PIECE_BYTES):
         digest.update(source.pread(min(_PIECE_BYTES, at + size - begin), begin))
