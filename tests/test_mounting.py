@@ -67,6 +67,27 @@ class TestMounting:
         assert (directory / "f").read_bytes() == DATA
         assert (directory / ".lmfs" / "store.json").is_file()
 
+    @pytest.mark.parametrize("buffered", ["", "1"])
+    def test_in_the_foreground_nobody_need_listen(self, fresh, buffered):
+        backing, point = fresh
+        with (
+            open("/dev/full", "w") as full,
+            subprocess.Popen(
+                [sys.executable, "-m", "lmfs", "mount", "-f", backing.path, point],
+                env=os.environ | {"PYTHONUNBUFFERED": buffered},
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+            ) as server,
+        ):
+            until = time.monotonic() + 20
+            while not any(m.mountpoint == str(point) for m in mounts()):
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            (point / "f").write_bytes(DATA)
+            unmount(point)
+            assert (server.wait(20), server.stderr.read()) == (0, "")
+
     def test_commands_through_the_mount(self, fresh):
         backing, point = fresh
         mount(backing.path, point)

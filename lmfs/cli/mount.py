@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from ..lmz.ahead import MAX_AHEAD, limit_ahead
 from ..store.control import mount_of
 from ..store.freezing import LEVEL_NUMBERS, Wishes, model_called
 from ..store.store import Store
-from . import exit_code, message
+from . import exit_code, finish_output, message
 from .logs import start_logging
 from .progress import ByteProgress
 
@@ -121,15 +122,16 @@ def mount(
             model_called(content, wishes.model)  # refused now rather than when files are frozen
     if foreground:
         start_logging(settings, background=False)
-        _serve(
-            content,
-            target,
-            settings,
-            wishes,
-            lambda: print(f"lmfs: mounted on {target}", flush=True),
-        )
+        _serve(content, target, settings, wishes, lambda: _announce(target))
     else:
         _serve_in_background(content, target, settings, wishes)
+
+
+def _announce(target: str) -> None:
+    """That it is mounted, to whoever listens; it is all the same if nobody does."""
+    with contextlib.suppress(OSError):
+        print(f"lmfs: mounted on {target}")
+        finish_output()
 
 
 def _take_wishes(settings: dict[str, str | bool]) -> Wishes:
