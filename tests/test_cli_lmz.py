@@ -307,9 +307,39 @@ def test_an_output_that_is_closed(run, file, tmp_path, command):
     assert run("bash", "-c", command) == (1, b"", expected)
 
 
-def test_an_input_that_is_closed(run):
+@pytest.mark.parametrize("command", ["lmz", "lmz -t", "lmz -l"])
+def test_an_input_that_is_closed(run, command):
     expected = "lmz: (standard input): Bad file descriptor\n"
-    assert run("bash", "-c", "lmz <&-") == (1, b"", expected)
+    assert run("bash", "-c", f"{command} <&-")[::2] == (1, expected)
+
+
+def test_who_only_tests_needs_no_output(run, tmp_path):
+    (tmp_path / "x.lmz").write_bytes(packed(TEXT))
+    assert run("bash", "-c", "lmz -t x.lmz >&-") == (0, b"", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_does_not_wait_for_a_reader_that_does_not_read(programs, tmp_path, number):
+    """Not even for what Python has buffered, where chunks are small."""
+    whole = lmz.compress(TEXT * 3, chunk_size=1000, chooser=Chooser(zstd_level=1))
+    (tmp_path / "x.lmz").write_bytes(whole)
+    environment = dict(os.environ, PYTHONUNBUFFERED="")
+    process = subprocess.Popen(
+        [programs / "lmzcat", tmp_path / "x.lmz"],
+        stdout=subprocess.PIPE,
+        env=environment,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # as above
+    )
+    with process:
+        deadline = time.monotonic() + 30
+        while "pipe_write" not in Path(f"/proc/{process.pid}/wchan").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(number)
+        try:
+            assert process.wait(10) == -number
+        finally:
+            process.kill()
 
 
 def test_what_was_read_before_an_error_is_written(run, tmp_path, monkeypatch):

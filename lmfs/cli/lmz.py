@@ -102,37 +102,16 @@ def _threads(text: str) -> int:
 def main(argv: list[str] | None = None) -> int:
     """The console scripts' entry; returns the exit code."""
     program = Path(sys.argv[0]).stem if argv is None else "lmz"
-    status = run(program, sys.argv[1:] if argv is None else argv)
-    try:
-        finish_output()
-    except BrokenPipeError:
-        return _die_of(signal.SIGPIPE)
-    except OutputError as error:
-        print(f"{program}: {message(error)}", file=sys.stderr)
-        return _ERROR
-    return status
+    return run(program, sys.argv[1:] if argv is None else argv)
 
 
 def run(program: str, arguments: list[str]) -> int:
     """Do what `program` with these arguments is asked; never raises an error."""
-    try:
-        options = _parser(program).parse_args(arguments)
-    except SystemExit as leaving:
-        return _OK if not leaving.code else _ERROR
-    if program == "lmzcat":
-        options.decompress = options.stdout = True
-    elif program == "unlmz":
-        options.decompress = True
-    if options.threads is not None:
-        from lmfs.codecs.threads import limit_threads
-
-        limit_threads(options.threads or len(os.sched_getaffinity(0)))
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        if options.version:
-            print(f"{program} (lmfs) {lmfs.__version__}")
-            return _OK
-        return _Filter(program, options).run()
+        status = _run(program, arguments)
+        finish_output()
+        return status
     except KeyboardInterrupt:
         return _die_of(signal.SIGINT)
     except _Terminated:
@@ -144,6 +123,25 @@ def run(program: str, arguments: list[str]) -> int:
         return _ERROR
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _run(program: str, arguments: list[str]) -> int:
+    try:
+        options = _parser(program).parse_args(arguments)
+    except SystemExit as leaving:
+        return _OK if not leaving.code else _ERROR
+    if options.version:
+        print(f"{program} (lmfs) {lmfs.__version__}")
+        return _OK
+    if program == "lmzcat":
+        options.decompress = options.stdout = True
+    elif program == "unlmz":
+        options.decompress = True
+    if options.threads is not None:
+        from lmfs.codecs.threads import limit_threads
+
+        limit_threads(options.threads or len(os.sched_getaffinity(0)))
+    return _Filter(program, options).run()
 
 
 class _Terminated(BaseException):
@@ -202,9 +200,7 @@ class _Filter:
         if options.list:
             self._list(name)
         elif name == "-":
-            if sys.stdin is None:
-                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-            self._pipe(sys.stdin.buffer, name)
+            self._pipe(_standard_input(), name)
         elif options.test or options.stdout:
             with open(name, "rb") as file:
                 self._pipe(file, name)
@@ -215,7 +211,7 @@ class _Filter:
         """Standard input, or a file, to standard output, or to nothing if it is only tested."""
         options = self._options
         decoding = options.decompress or options.test
-        if sys.stdout is None:
+        if sys.stdout is None and not options.test:
             raise OutputError(errno.EBADF, os.strerror(errno.EBADF), "standard output")
         if not options.force:
             if decoding and source.isatty():
@@ -235,8 +231,10 @@ class _Filter:
                     out.write(piece)
             else:
                 self._compress(source, out, lambda count: None)
-        finally:
-            finish_output()  # also what was there before an error
+        except OSError:
+            finish_output()  # says so if that was what failed
+            raise
+        finish_output()
 
     def _compress(self, source: BinaryIO, out: BinaryIO, progress: Callable[[int], None]) -> bytes:
         """Returns the hash of what was read, made here and not by the writer."""
@@ -350,9 +348,10 @@ class _Filter:
     def _list(self, name: str) -> None:
         from lmfs.lmz import LmzReader
 
-        if name == "-" and not sys.stdin.seekable():
+        source = _standard_input() if name == "-" else name
+        if not isinstance(source, str) and not source.seekable():
             raise UsageError("a pipe cannot be listed", do="give the file's name")
-        with LmzReader(sys.stdin.buffer if name == "-" else name) as reader:
+        with LmzReader(source) as reader:
             codecs = reader.statistics()
             shares = [
                 f"{codec} {100 * s.bytes_before / reader.size:.0f}%" for codec, s in codecs.items()
@@ -394,6 +393,12 @@ def _verify(written: BinaryIO, expected: bytes, name: str) -> None:
 
 def _exists(target: Path) -> str:
     return f"{target} already exists; not overwritten"
+
+
+def _standard_input() -> BinaryIO:
+    if sys.stdin is None:  # closed by who started this
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    return sys.stdin.buffer
 
 
 def _shown(name: str) -> str:
