@@ -26,11 +26,7 @@ from lmfs.codecs.primer import Primer, recent_primers
 from lmfs.container import CodecId, Coding, Header, Kind, checksum, header_length, parse_header
 from lmfs.errors import DamagedError, LmfsError, UnknownModelError, UsageError
 from lmfs.lmz.frames import FrameDecoder
-from lmfs.profile import (
-    PROFILE_1,
-    CoderProfile,
-    profile_by_number,
-)
+from lmfs.profile import PROFILE_1, CoderProfile, profile_by_number
 
 CHUNK = 120
 NOISE = random.Random(1).randbytes(20 * CHUNK)
@@ -261,7 +257,7 @@ def test_what_a_chooser_writes(tiny, text, search, shape):
                 at = int(layout.blob_offsets[i])
                 blob = container[at : at + int(layout.coded_sizes[i])]
                 assert blob == planned.blob(number, chunks[i], chunks[:i])
-    check_reading(container, data, size, **search)
+        check_reading(container, data, size, **search)
 
 
 def test_following_makes_chunks_smaller(tiny, data):
